@@ -1,0 +1,4 @@
+//! The engine for many machines: jobs and results in RabbitMQ, limits and the ledger in Redis.
+
+pub mod rabbit;
+pub mod redis;

@@ -1,0 +1,1 @@
+//! The limiter and the ledger on Redis.

@@ -1,0 +1,164 @@
+//! What each judge demands of a caller, and the best that it allows. Pure.
+//!
+//! W is the window, n its calls, J the arrival jitter, B the burst. A GCRA of interval T and tolerance tau lets
+//! at most `floor((W + tau) / T) + 1` calls go in any window W.
+
+use crate::limiter::{Judge, Limit, LimiterError, Stack, Unit};
+
+/// The spacing that keeps one judge content, in whole microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spacing {
+    /// Interval between units in the long run: T.
+    pub interval_us: u64,
+    /// How far ahead of that pace a burst may run: tau.
+    pub tolerance_us: u64,
+    /// What a call takes.
+    pub unit: Unit,
+}
+
+/// The spacing that `limit`'s judge answers without a 429, given its jitter.
+///
+/// * `sliding`, `fixed`: T = (W + J) / (n - B + 1), tau = (B - 1) T: at most n in any window, even when one call
+///   arrives J late and another on time.
+/// * `bucket`: T = W / n; the bucket forgives a jitter of (B - 1) T. Half of that is spent on catching up after
+///   an idle moment (tau), half is left for the jitter.
+/// * `leaky` (nginx): T = W / n with the same halves when the burst is at least 1; without burst a late call
+///   can't be made up for, and nginx counts in whole milliseconds: T = W / n + max(J, 1 ms).
+pub fn spacing(limit: &Limit) -> Spacing {
+    let window = limit.per_ms as f64 * 1000.0;
+    let jitter = limit.jitter_ms * 1000.0;
+    let calls = f64::from(limit.calls);
+    let burst = f64::from(limit.burst);
+    let (interval, tolerance) = match limit.judge {
+        Judge::Sliding | Judge::Fixed => {
+            let interval = (window + jitter) / (calls - burst.max(1.0) + 1.0);
+            (interval, (burst - 1.0).max(0.0) * interval)
+        }
+        Judge::Bucket => (window / calls, (burst - 1.0).max(0.0) * window / calls / 2.0),
+        Judge::Leaky if limit.burst == 0 => (window / calls + jitter.max(1000.0), 0.0),
+        Judge::Leaky => (window / calls, burst * window / calls / 2.0),
+    };
+    // Rounded so that the sum of rounding errors never adds a call: T up, tau down.
+    Spacing {
+        interval_us: interval.ceil() as u64,
+        tolerance_us: tolerance.floor() as u64,
+        unit: limit.unit,
+    }
+}
+
+/// The spacings of a whole stack.
+///
+/// # Errors
+/// [`LimiterError::Impossible`] for a limit of no calls, no window, a negative jitter, or a burst above the calls.
+pub fn spacings(stack: &Stack) -> Result<Vec<Spacing>, LimiterError> {
+    for limit in &stack.limits {
+        if let Some(why) = fault(limit) {
+            return Err(LimiterError::Impossible {
+                stack: stack.name.clone(),
+                why,
+            });
+        }
+    }
+    Ok(stack.limits.iter().map(spacing).collect())
+}
+
+/// What is wrong with a limit, if anything, in words for its author.
+pub fn fault(limit: &Limit) -> Option<String> {
+    let name = &limit.name;
+    if limit.calls == 0 {
+        return Some(format!("limit `{name}` allows 0 calls: give calls = 1 or more"));
+    }
+    if limit.per_ms == 0 || limit.per_ms > 366 * 86_400_000 {
+        return Some(format!(
+            "limit `{name}` has per_ms = {}: give 1 ms to a year",
+            limit.per_ms
+        ));
+    }
+    if !(0.0..=60_000.0).contains(&limit.jitter_ms) {
+        return Some(format!(
+            "limit `{name}` has jitter_ms = {}: give 0 to 60000",
+            limit.jitter_ms
+        ));
+    }
+    let bounded = matches!(limit.judge, Judge::Sliding | Judge::Fixed);
+    (bounded && limit.burst > limit.calls).then(|| {
+        format!(
+            "limit `{name}` has burst = {} above calls = {}: give at most as many",
+            limit.burst, limit.calls
+        )
+    })
+}
+
+/// The share of the quota that the spacing reaches, 0 to 1.
+pub fn best_utilisation(limit: &Limit) -> f64 {
+    let fair = limit.per_ms as f64 * 1000.0 / f64::from(limit.calls);
+    (fair / spacing(limit).interval_us as f64).min(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn limit(calls: u32, judge: Judge, burst: u32, jitter_ms: f64) -> Limit {
+        Limit {
+            name: "rate".into(),
+            calls,
+            per_ms: 1000,
+            judge,
+            unit: Unit::Call,
+            burst,
+            jitter_ms,
+        }
+    }
+
+    #[test]
+    fn four_a_second_keep_more_than_99_percent_under_a_sliding_judge() {
+        let limit = limit(4, Judge::Sliding, 1, 8.0);
+        assert_eq!(spacing(&limit).interval_us, 252_000);
+        assert!(best_utilisation(&limit) > 0.99);
+    }
+
+    #[test]
+    fn an_nginx_without_burst_costs_the_jitter_and_one_with_burst_nothing() {
+        assert!(best_utilisation(&limit(100, Judge::Leaky, 0, 1.0)) < 0.91);
+        assert_eq!(best_utilisation(&limit(100, Judge::Leaky, 1, 1.0)), 1.0);
+    }
+
+    #[test]
+    fn an_impossible_limit_is_refused_with_its_name_and_a_way_out() {
+        let stack = Stack {
+            name: "restb".into(),
+            limits: vec![limit(4, Judge::Sliding, 9, 8.0)],
+        };
+        let message = spacings(&stack).unwrap_err().to_string();
+        assert!(message.contains("restb") && message.contains("burst = 9") && message.contains("at most"));
+    }
+
+    proptest! {
+        /// Arrivals at the planned pace, each up to J late, never put more than n in a window.
+        #[test]
+        fn a_sliding_judge_never_sees_more_than_n_in_a_window(
+            calls in 1u32..50, burst in 1u32..10, jitter_ms in 0.0f64..20.0,
+            late in proptest::collection::vec(0.0f64..1.0, 150),
+        ) {
+            let burst = burst.min(calls);
+            let limit = limit(calls, Judge::Sliding, burst, jitter_ms);
+            let Spacing { interval_us, tolerance_us, .. } = spacing(&limit);
+            let mut planned = Vec::new();
+            let mut tat = 0u64;
+            for _ in 0..150 {
+                let slot = tat.saturating_sub(tolerance_us);
+                planned.push(slot);
+                tat = tat.max(slot) + interval_us;
+            }
+            let mut arrivals: Vec<f64> =
+                planned.iter().zip(&late).map(|(at, late)| *at as f64 + late * jitter_ms * 1000.0).collect();
+            arrivals.sort_by(f64::total_cmp);
+            let n = calls as usize;
+            for pair in arrivals.windows(n + 1) {
+                prop_assert!(pair[n] - pair[0] >= 1_000_000.0 - 1.0, "{} calls in {}", n + 1, pair[n] - pair[0]);
+            }
+        }
+    }
+}

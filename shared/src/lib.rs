@@ -1,0 +1,25 @@
+//! The words that pixfleet's roles say to each other.
+//!
+//! * [`job`], [`result`] and [`batch`] are the wire: what travels through the broker, versioned, with
+//!   deterministic [`id`]s and public JSON Schemas ([`schema`]).
+//! * [`queue`], [`limiter`] and [`ledger`] are the seams: one short trait each, with the promises that every
+//!   engine keeps and the conformance suite that holds it to them.
+//! * [`fleet`] is the engine for many machines: RabbitMQ and Redis.
+//! * [`gcra`] and [`judge`] are the limiter's decisions, pure.
+//! * [`settings`] reads a TOML document and reports everything that is wrong with it at once.
+//! * [`telemetry`] sets up the log and names every metric.
+
+pub mod batch;
+pub mod fleet;
+pub mod gcra;
+pub mod id;
+pub mod job;
+pub mod judge;
+pub mod ledger;
+pub mod limiter;
+pub mod queue;
+pub mod result;
+pub mod schema;
+pub mod settings;
+pub mod telemetry;
+pub mod trace;

@@ -1,0 +1,237 @@
+//! The log, and every metric's name, unit and meaning.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+
+/// How log lines are written.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Starts the log on stderr. `filter` is an `EnvFilter` directive list such as `info,pixfleet_worker=debug`.
+///
+/// # Errors
+/// When the filter can't be read, or a log was started before.
+pub fn start_log(filter: &str, format: LogFormat) -> Result<(), String> {
+    start_log_to(std::io::stderr, filter, format)
+}
+
+fn start_log_to<W>(writer: W, filter: &str, format: LogFormat) -> Result<(), String>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let filter = EnvFilter::try_new(filter).map_err(|error| format!("log filter `{filter}`: {error}"))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer);
+    let started = match format {
+        LogFormat::Text => log.with_target(false).try_init(),
+        LogFormat::Json => log
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .try_init(),
+    };
+    started.map_err(|error| error.to_string())
+}
+
+/// The provider of a series.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ProviderLabel {
+    /// Its name.
+    pub provider: String,
+}
+
+/// Provider and class of a call.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct CallLabels {
+    /// The provider.
+    pub provider: String,
+    /// `ok`, `throttled`, `transient`, `rejected`, `unauthorized` or `ambiguous`.
+    pub class: &'static str,
+}
+
+/// Provider, model and outcome of a result.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ResultLabels {
+    /// The provider.
+    pub provider: String,
+    /// The model.
+    pub model: String,
+    /// `ok`, `rejected` or `dead`.
+    pub outcome: &'static str,
+}
+
+/// How a delivery ended.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct SettleLabel {
+    /// `complete`, `retry`, `release`, `dead_letter` or `lost`.
+    pub verb: &'static str,
+}
+
+/// Every metric of a worker. Names carry the prefix `pixfleet_`; durations are in seconds.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Calls by provider and class: `pixfleet_calls_total`.
+    pub calls: Family<CallLabels, Counter>,
+    /// From a request's leaving to its last byte: `pixfleet_call_duration_seconds`.
+    pub call_duration: Family<ProviderLabel, Histogram>,
+    /// Results by provider, model and outcome: `pixfleet_results_total`.
+    pub results: Family<ResultLabels, Counter>,
+    /// Settled deliveries by verb: `pixfleet_settled_total`.
+    pub settled: Family<SettleLabel, Counter>,
+    /// From asking for a slot to its moment: `pixfleet_slot_wait_seconds`.
+    pub slot_wait: Family<ProviderLabel, Histogram>,
+    /// Slots reached too late and not used: `pixfleet_slots_forfeited_total`.
+    pub slots_forfeited: Family<ProviderLabel, Counter>,
+    /// Hold-offs that this worker called for: `pixfleet_hold_offs_total`.
+    pub hold_offs: Family<ProviderLabel, Counter>,
+    /// What the calls cost, in the provider's units: `pixfleet_cost_total`.
+    pub cost: Family<ProviderLabel, Counter<f64, AtomicU64>>,
+    /// Jobs in hand now: `pixfleet_jobs_in_hand`.
+    pub in_hand: Gauge,
+    /// Calls under way now: `pixfleet_calls_in_flight`.
+    pub in_flight: Gauge,
+    /// Jobs asked of each lane ahead of their turn: `pixfleet_prefetch`.
+    pub prefetch: Gauge,
+    /// Deliveries that the ledger knew as settled, so that nothing was paid: `pixfleet_already_settled_total`.
+    pub already_settled: Counter,
+    /// Attempts of a job when it ended: `pixfleet_attempts`.
+    pub attempts: Histogram,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// The metrics of one worker, all at zero.
+    pub fn new() -> Self {
+        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 16));
+        let mut metrics = Self {
+            registry: Registry::with_prefix("pixfleet"),
+            calls: Family::default(),
+            call_duration: Family::new_with_constructor(seconds),
+            results: Family::default(),
+            settled: Family::default(),
+            slot_wait: Family::new_with_constructor(seconds),
+            slots_forfeited: Family::default(),
+            hold_offs: Family::default(),
+            cost: Family::default(),
+            in_hand: Gauge::default(),
+            in_flight: Gauge::default(),
+            prefetch: Gauge::default(),
+            already_settled: Counter::default(),
+            attempts: Histogram::new([1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 13.0]),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let seconds = || Unit::Seconds;
+        let r = &mut self.registry;
+        r.register("calls", "Calls by provider and class", self.calls.clone());
+        r.register_with_unit(
+            "call_duration",
+            "Leaving to last byte",
+            seconds(),
+            self.call_duration.clone(),
+        );
+        r.register(
+            "results",
+            "Results by provider, model and outcome",
+            self.results.clone(),
+        );
+        r.register("settled", "Settled deliveries by verb", self.settled.clone());
+        r.register_with_unit(
+            "slot_wait",
+            "Asking for a slot to its moment",
+            seconds(),
+            self.slot_wait.clone(),
+        );
+        r.register(
+            "slots_forfeited",
+            "Slots reached too late",
+            self.slots_forfeited.clone(),
+        );
+        r.register("hold_offs", "Hold-offs called for", self.hold_offs.clone());
+        r.register("cost", "Cost of calls in the provider's units", self.cost.clone());
+        r.register("jobs_in_hand", "Jobs in hand now", self.in_hand.clone());
+        r.register("calls_in_flight", "Calls under way now", self.in_flight.clone());
+        r.register("prefetch", "Jobs asked of each lane ahead", self.prefetch.clone());
+        r.register(
+            "already_settled",
+            "Redelivered jobs that cost nothing",
+            self.already_settled.clone(),
+        );
+        r.register(
+            "attempts",
+            "Attempts of a job when it ended",
+            self.attempts.clone(),
+        );
+    }
+
+    /// The metrics in the OpenMetrics text format.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String can't fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_shown_with_its_prefix_and_unit() {
+        let metrics = Metrics::new();
+        metrics
+            .calls
+            .get_or_create(&CallLabels {
+                provider: "restb".into(),
+                class: "ok",
+            })
+            .inc();
+        metrics
+            .slot_wait
+            .get_or_create(&ProviderLabel {
+                provider: "restb".into(),
+            })
+            .observe(0.25);
+        let text = metrics.render();
+        assert!(
+            text.contains("pixfleet_calls_total{provider=\"restb\",class=\"ok\"} 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("pixfleet_slot_wait_seconds_sum{provider=\"restb\"} 0.25"),
+            "{text}"
+        );
+    }
+}
