@@ -1,1 +1,22 @@
-//! The queue on RabbitMQ.
+//! The queue on RabbitMQ 3.10 and later: quorum queues for jobs, a stream for replay.
+//!
+//! Two supervised connections a process ([`link`]): the broker blocks a connection that publishes when it runs
+//! out of memory or disk, and acks must go on then. One task owns the publishing channel ([`publisher`]): only
+//! one order of publishes then exists, and a confirm can't be blamed on the wrong message.
+
+mod config;
+mod intake;
+mod lanes;
+mod link;
+mod publisher;
+mod queue;
+mod settle;
+mod subscriber;
+mod topology;
+
+pub use config::Config;
+pub use queue::RabbitQueue;
+pub use topology::{
+    DEAD_EXCHANGE, DEAD_QUEUE, JOBS_EXCHANGE, RESULTS_EXCHANGE, RESULTS_LOG, RETRY_TIERS, job_queue,
+    subscriber_queue,
+};

@@ -1,0 +1,223 @@
+//! One supervised connection: connects, declares the topology, notices its end, and connects again.
+//!
+//! lapin's own recovery stays off: it re-publishes nothing, its reconnect has no time limit, and a channel that
+//! the broker closes would come back under the feet of whoever holds it. Here an epoch ends for everybody at once.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::StreamExt;
+use lapin::{Connection, ConnectionProperties, Event, uri::AMQPUri};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use super::{config::Config, topology};
+use crate::queue::QueueError;
+
+/// The longest pause between two attempts.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// A connection that lived this long was healthy: the next attempt comes soon again.
+const HEALTHY: Duration = Duration::from_secs(60);
+/// Time for a connection to say goodbye; a blocked one never does.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One connection's present state.
+#[derive(Clone)]
+pub(super) enum State {
+    /// Not connected, and why.
+    Down(QueueError),
+    /// Connected.
+    Up(Up),
+}
+
+/// A living connection.
+#[derive(Clone)]
+pub(super) struct Up {
+    pub(super) connection: Arc<Connection>,
+    pub(super) epoch: u64,
+    /// The broker takes no publishes now.
+    pub(super) blocked: bool,
+}
+
+/// A handle on one supervised connection.
+#[derive(Clone)]
+pub(super) struct Link {
+    state: watch::Receiver<State>,
+    retire: mpsc::Sender<u64>,
+}
+
+impl Link {
+    /// Starts the supervisor; it ends with `stop`.
+    pub(super) fn start(
+        name: &'static str,
+        config: Config,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        let (state, seen) = watch::channel(State::Down(QueueError::Away("not connected yet".to_owned())));
+        let (retire, retired) = mpsc::channel(4);
+        let supervisor = Supervisor {
+            name,
+            config,
+            state,
+            retired,
+            stop,
+        };
+        tasks.spawn(supervisor.run());
+        Self { state: seen, retire }
+    }
+
+    /// Waits until the connection is up.
+    pub(super) async fn up(&mut self) -> Up {
+        loop {
+            if let State::Up(up) = &*self.state.borrow_and_update() {
+                return up.clone();
+            }
+            if self.state.changed().await.is_err() {
+                // The supervisor has ended: nothing will ever be up again, and whoever waits is being stopped.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Waits until the epoch is over or the broker blocks or unblocks it.
+    pub(super) async fn changed(&mut self) {
+        if self.state.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The state now.
+    pub(super) fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// Says that the connection of `epoch` is no good: it is closed, and a new one made.
+    pub(super) fn retire(&self, epoch: u64) {
+        // A full channel holds the same message already.
+        let _ = self.retire.try_send(epoch);
+    }
+}
+
+struct Supervisor {
+    name: &'static str,
+    config: Config,
+    state: watch::Sender<State>,
+    retired: mpsc::Receiver<u64>,
+    stop: CancellationToken,
+}
+
+impl Supervisor {
+    async fn run(mut self) {
+        let stop = self.stop.clone();
+        let mut failures = 0;
+        for epoch in 1.. {
+            let since = Instant::now();
+            let ended = tokio::select! {
+                ended = self.epoch(epoch) => ended,
+                () = stop.cancelled() => return self.close().await,
+            };
+            failures = if since.elapsed() > HEALTHY {
+                0
+            } else {
+                failures + 1
+            };
+            warn!(connection = self.name, broker = %self.config.endpoint(), reason = %ended, "disconnected");
+            self.state.send_replace(State::Down(ended));
+            tokio::select! {
+                () = sleep(pause(failures, rand::random())) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// From connecting to the connection's end; returns why it ended.
+    async fn epoch(&mut self, epoch: u64) -> QueueError {
+        let connection = match timeout(self.config.connect_timeout(), self.connect()).await {
+            Ok(Ok(connection)) => Arc::new(connection),
+            Ok(Err(error)) => return error,
+            Err(_) => {
+                return QueueError::Away(format!("no answer within {} ms", self.config.connect_timeout_ms));
+            }
+        };
+        info!(connection = self.name, broker = %self.config.endpoint(), epoch, "connected");
+        let mut events = connection.events_listener();
+        let up = |blocked| {
+            State::Up(Up {
+                connection: connection.clone(),
+                epoch,
+                blocked,
+            })
+        };
+        self.state.send_replace(up(connection.status().blocked()));
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Event::ConnectionBlocked(reason)) => {
+                        warn!(connection = self.name, reason, "the broker takes no publishes");
+                        self.state.send_replace(up(true));
+                    }
+                    Some(Event::ConnectionUnblocked) => { self.state.send_replace(up(false)); }
+                    Some(Event::Error(error)) if !connection.status().connected() => return topology::away(error),
+                    None => return QueueError::Away("the connection ended".to_owned()),
+                    Some(_) => {}
+                },
+                Some(retired) = self.retired.recv() => if retired == epoch {
+                    let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "retired".into())).await;
+                    return QueueError::Away("given up by its user".to_owned());
+                },
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, QueueError> {
+        let url = self.config.resolved_url().map_err(QueueError::Away)?;
+        // The parser's error repeats the URL, which may hold a password.
+        let mut uri: AMQPUri = url.parse().map_err(|_| {
+            QueueError::Topology(
+                "rabbitmq.url is not an AMQP URL: give amqp://user:password@host:port/vhost".into(),
+            )
+        })?;
+        uri.query.heartbeat.get_or_insert(self.config.heartbeat_s);
+        let name = format!("pixfleet {} {}", self.name, std::process::id());
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let connection = Connection::connect_uri(uri, properties)
+            .await
+            .map_err(topology::away)?;
+        topology::declare(&connection, self.config.lanes).await?;
+        Ok(connection)
+    }
+
+    async fn close(self) {
+        let state = self.state.borrow().clone();
+        if let State::Up(up) = state {
+            let _ = timeout(CLOSE_TIMEOUT, up.connection.close(200, "done".into())).await;
+        }
+    }
+}
+
+/// Full jitter over an exponential: `random` is in 0..1.
+fn pause(failures: u32, random: f64) -> Duration {
+    let ceiling = Duration::from_millis(100)
+        .saturating_mul(1 << failures.min(10))
+        .min(MAX_PAUSE);
+    Duration::from_millis(20) + ceiling.mul_f64(random)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_with_failures_and_stay_bounded() {
+        assert!(pause(1, 0.999) < Duration::from_millis(250));
+        assert!(pause(60, 0.999) <= MAX_PAUSE + Duration::from_millis(20));
+        assert!(
+            pause(60, 0.0) < Duration::from_millis(30),
+            "full jitter reaches down to nothing"
+        );
+    }
+}

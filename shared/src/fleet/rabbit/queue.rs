@@ -1,0 +1,197 @@
+//! The engine: wires the links, the publisher, the intake and the subscribers to the [`Queue`] seam.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use lapin::{options::QueueDeclareOptions, types::FieldTable};
+use tokio::{sync::watch, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    config::Config,
+    intake,
+    link::{Link, State},
+    publisher::Publisher,
+    settle::{announcement_message, job_message},
+    subscriber::RabbitSubscriber,
+    topology::{self, JOBS_EXCHANGE, job_queue},
+};
+use crate::{
+    batch::BatchEvent,
+    job::{Job, Priority},
+    queue::{Intake, Queue, QueueError, Subscriber, Subscription},
+    result::Announcement,
+};
+
+/// Time for the broker to answer a question.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for tasks to end when the queue is closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The queue on RabbitMQ.
+pub struct RabbitQueue {
+    config: Config,
+    publishing: Link,
+    consuming: Link,
+    publisher: Publisher,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl RabbitQueue {
+    /// Starts to connect and returns at once: whoever uses the queue waits for the broker. Call within a runtime.
+    pub fn start(config: Config) -> Arc<Self> {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let publishing = Link::start("publish", config.clone(), &tasks, stop.clone());
+        let consuming = Link::start("consume", config.clone(), &tasks, stop.clone());
+        let publisher = Publisher::start(publishing.clone(), &config, &tasks, stop.clone());
+        Arc::new(Self {
+            config,
+            publishing,
+            consuming,
+            publisher,
+            tasks,
+            stop,
+        })
+    }
+
+    /// Starts, and waits for the broker within the connect timeout.
+    ///
+    /// # Errors
+    /// [`QueueError`] that names the broker and says what is wrong with it.
+    pub async fn connect(config: Config) -> Result<Arc<Self>, QueueError> {
+        let queue = Self::start(config);
+        match queue.ready(queue.config.connect_timeout()).await {
+            Ok(()) => Ok(queue),
+            Err(error) => {
+                queue.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn ready(&self, patience: Duration) -> Result<(), QueueError> {
+        let (mut publishing, mut consuming) = (self.publishing.clone(), self.consuming.clone());
+        let both = async {
+            publishing.up().await;
+            consuming.up().await;
+        };
+        let watch = async {
+            let mut link = self.publishing.clone();
+            loop {
+                if let State::Down(error @ QueueError::Topology(_)) = link.state() {
+                    return error;
+                }
+                link.changed().await;
+            }
+        };
+        tokio::select! {
+            waited = timeout(patience, both) => match (waited, self.publishing.state()) {
+                (Ok(()), _) => Ok(()),
+                (Err(_), State::Down(error)) => Err(self.named(error)),
+                (Err(_), State::Up(_)) => Err(self.named(QueueError::Away("only half connected".to_owned()))),
+            },
+            error = watch => Err(error),
+        }
+    }
+
+    fn named(&self, error: QueueError) -> QueueError {
+        match error {
+            QueueError::Away(why) => QueueError::Away(format!(
+                "RabbitMQ at {} can't be used: {why}. Is it running? `rabbitmq.url` says where it is",
+                self.config.endpoint()
+            )),
+            other => other,
+        }
+    }
+}
+
+#[async_trait]
+impl Queue for RabbitQueue {
+    async fn open_lane(&self, priority: Priority) -> Result<u8, QueueError> {
+        let up = self.publishing.clone().up().await;
+        let emptiest = async {
+            let channel = up.connection.create_channel().await?;
+            let passive = QueueDeclareOptions {
+                passive: true,
+                ..QueueDeclareOptions::durable()
+            };
+            let mut depths = Vec::with_capacity(self.config.lanes.into());
+            for lane in 0..self.config.lanes {
+                let name = job_queue(priority, lane);
+                let queue = channel
+                    .queue_declare(name.as_str().into(), passive, FieldTable::default())
+                    .await?;
+                // Between equals chance decides, or every first batch would meet in lane 0.
+                depths.push((queue.message_count(), rand::random::<u32>(), lane));
+            }
+            channel.close(200, "asked".into()).await?;
+            Ok(depths.into_iter().min().map_or(0, |(_, _, lane)| lane))
+        };
+        match timeout(REQUEST_TIMEOUT, emptiest).await {
+            Ok(answer) => answer.map_err(topology::away),
+            Err(_) => Err(QueueError::Away(
+                "the lanes' depths did not come in time".to_owned(),
+            )),
+        }
+    }
+
+    async fn enqueue(&self, jobs: Vec<Job>) -> Result<(), QueueError> {
+        let messages: Result<_, _> = jobs
+            .iter()
+            .map(|job| job_message(job, JOBS_EXCHANGE.to_owned()))
+            .collect();
+        self.publisher.publish(messages?).await
+    }
+
+    async fn announce(&self, event: BatchEvent) -> Result<(), QueueError> {
+        let message = announcement_message(&Announcement::Batch(event))?;
+        self.publisher.publish(vec![message]).await
+    }
+
+    async fn receive(&self, prefetch: watch::Receiver<u16>) -> Result<Box<dyn Intake>, QueueError> {
+        let (link, publisher) = (self.consuming.clone(), self.publisher.clone());
+        let stop = self.stop.child_token();
+        Ok(Box::new(intake::start(
+            link,
+            publisher,
+            self.config.lanes,
+            prefetch,
+            &self.tasks,
+            stop,
+        )))
+    }
+
+    async fn subscribe(&self, subscription: Subscription) -> Result<Box<dyn Subscriber>, QueueError> {
+        let link = self.consuming.clone();
+        Ok(Box::new(
+            RabbitSubscriber::open(link, self.config.lanes, subscription).await?,
+        ))
+    }
+
+    fn health(&self) -> Result<(), String> {
+        for (name, link) in [("publish", &self.publishing), ("consume", &self.consuming)] {
+            match link.state() {
+                State::Down(error) => return Err(format!("RabbitMQ {name} connection: {error}")),
+                State::Up(up) if up.blocked => {
+                    return Err("RabbitMQ takes no publishes now (memory or disk alarm)".to_owned());
+                }
+                State::Up(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        let _ = timeout(CLOSE_TIMEOUT, self.tasks.wait()).await;
+    }
+}
+
+/// A queue that is dropped unclosed leaves no task behind.
+impl Drop for RabbitQueue {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

@@ -1,0 +1,154 @@
+//! Ends one delivery: what follows from it is stored first, then it is acked.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use lapin::{Acker, options::BasicAckOptions};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::{
+    publisher::{Message, Publisher},
+    topology::{DEAD_EXCHANGE, RESULTS_EXCHANGE, exchange_after},
+};
+use crate::{
+    id::Id,
+    job::{Job, Unreadable},
+    queue::{QueueError, Reason, Settle, Settlement, Then},
+    result::{Announcement, CLOUD_EVENT_TYPE, ImageResult},
+    trace::TraceParent,
+};
+
+/// Time for an ack to be written to the socket.
+const ACK_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(super) struct RabbitSettle {
+    pub(super) acker: Acker,
+    pub(super) publisher: Publisher,
+    pub(super) traceparent: Option<TraceParent>,
+}
+
+#[async_trait]
+impl Settle for RabbitSettle {
+    async fn settle(self: Box<Self>, settlement: Settlement) -> Result<(), QueueError> {
+        let mut messages = Vec::with_capacity(settlement.results.len() + 1);
+        for result in settlement.results {
+            messages.push(result_message(result, self.traceparent)?);
+        }
+        match settlement.then {
+            Then::Done => {}
+            Then::Again(job, after) => messages.push(job_message(&job, exchange_after(after))?),
+            Then::Dead(job, reason) => messages.push(dead_letter(&job, reason)?),
+        }
+        self.publisher.publish(messages).await?;
+        ack(&self.acker).await
+    }
+}
+
+/// Acks one delivery.
+///
+/// `Ok(false)` means that the delivery's channel is gone: the broker delivers the job again, and what was
+/// published carries ids that make the repetition visible.
+pub(super) async fn ack(acker: &Acker) -> Result<(), QueueError> {
+    match timeout(ACK_TIMEOUT, acker.ack(BasicAckOptions::default())).await {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => Err(QueueError::Away(
+            "the delivery's channel is gone, the job will come again".to_owned(),
+        )),
+        Ok(Err(error)) => Err(super::topology::away(error)),
+        Err(_) => Err(QueueError::Away(
+            "the ack could not be written in time".to_owned(),
+        )),
+    }
+}
+
+/// A body that is no job goes to the dead letters as it is, with its reason; then its delivery is acked.
+pub(super) async fn bury(publisher: Publisher, acker: Acker, body: Vec<u8>, why: Unreadable) {
+    let reason = why.reason();
+    let message = Message {
+        exchange: DEAD_EXCHANGE.to_owned(),
+        routing_key: reason.as_str().to_owned(),
+        id: Id::of(&[b"pixfleet.unreadable.v1", &body]).to_string(),
+        content_type: "application/octet-stream",
+        headers: death(reason, &why.to_string()),
+        body,
+    };
+    let buried = match publisher.publish(vec![message]).await {
+        Ok(()) => ack(&acker).await,
+        error => error,
+    };
+    if let Err(error) = buried {
+        debug!(%error, "an unreadable message could not be buried, it will come again");
+    }
+}
+
+/// The message of a job, for the exchange that takes it.
+pub(super) fn job_message(job: &Job, exchange: String) -> Result<Message, QueueError> {
+    Ok(Message {
+        exchange,
+        routing_key: job.routing_key(),
+        id: job.id.to_string(),
+        content_type: "application/json",
+        headers: trace(job.traceparent),
+        body: body(job)?,
+    })
+}
+
+fn dead_letter(job: &Job, reason: Reason) -> Result<Message, QueueError> {
+    let mut headers = death(reason, "");
+    headers.extend(trace(job.traceparent));
+    Ok(Message {
+        exchange: DEAD_EXCHANGE.to_owned(),
+        routing_key: reason.as_str().to_owned(),
+        id: job.id.to_string(),
+        content_type: "application/json",
+        headers,
+        body: body(job)?,
+    })
+}
+
+fn result_message(result: ImageResult, trace_of_job: Option<TraceParent>) -> Result<Message, QueueError> {
+    announcement_message(&Announcement::Result(
+        Box::new(result),
+        trace_of_job.map(TraceParent::child),
+    ))
+}
+
+/// The message of an announcement for the results exchange.
+pub(super) fn announcement_message(announcement: &Announcement) -> Result<Message, QueueError> {
+    let headers = match announcement {
+        Announcement::Result(_, traceparent) => trace(*traceparent),
+        Announcement::Batch(_) => Vec::new(),
+    };
+    Ok(Message {
+        exchange: RESULTS_EXCHANGE.to_owned(),
+        routing_key: announcement.routing_key(),
+        id: announcement.id().to_string(),
+        content_type: CLOUD_EVENT_TYPE,
+        headers,
+        body: announcement
+            .to_message()
+            .map_err(|error| QueueError::Unsendable(error.to_string()))?,
+    })
+}
+
+fn body(job: &Job) -> Result<Vec<u8>, QueueError> {
+    job.to_message()
+        .map_err(|error| QueueError::Unsendable(format!("job {}: {error}", job.id)))
+}
+
+fn trace(traceparent: Option<TraceParent>) -> Vec<(&'static str, String)> {
+    traceparent
+        .map(|trace| ("traceparent", trace.to_string()))
+        .into_iter()
+        .collect()
+}
+
+fn death(reason: Reason, message: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("x-reason", reason.as_str().to_owned()),
+        ("x-message", message.to_owned()),
+        ("x-died-at", Timestamp::now().to_string()),
+    ]
+}
