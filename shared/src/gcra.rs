@@ -2,7 +2,10 @@
 //!
 //! The Lua script of the Redis engine (`fleet/redis/reserve.lua`) is its twin; a test drives both with the same
 //! traces. Each limit keeps one number, its TAT (theoretical arrival time): the moment from which a call is back
-//! on pace. A call may leave at `TAT - tau` at the earliest, and moves the TAT by T times its cost.
+//! on pace. A call of c units may leave at `TAT + T (c - 1) - tau` at the earliest, which is when a bucket of
+//! `tau / T + 1` units holds c again, and moves the TAT by T times c.
+
+use std::collections::BTreeMap;
 
 use crate::{judge::Spacing, limiter::Unit};
 
@@ -16,10 +19,32 @@ pub const LEAD_US: u64 = 1_000;
 /// What is kept between decisions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
-    /// A TAT for each limit of the stack; empty when nothing is known.
-    pub tats_us: Vec<u64>,
+    /// When it was last changed, on the server's clock.
+    pub at_us: u64,
     /// Nothing leaves before this moment.
     pub held_until_us: u64,
+    /// What is known of each limit, by its name. Of a limit that is not in it nothing is known.
+    pub pace: BTreeMap<String, Pace>,
+}
+
+/// What is known of one limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// The TAT.
+    pub tat_us: u64,
+    /// The interval that it was made with.
+    pub interval_us: u64,
+}
+
+/// What is true when a decision is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// The server's clock.
+    pub now_us: u64,
+    /// How long the answer may travel: no slot is nearer than this.
+    pub lead_us: u64,
+    /// The state may be older than the last grant, or its clock may have jumped ahead.
+    pub lost: bool,
 }
 
 /// The answer to one request.
@@ -31,44 +56,127 @@ pub enum Decision {
     ComeBack(u64),
 }
 
-/// Books slots for `calls` (the number of models of each) and moves `state` on.
-///
-/// A state that does not fit the stack was lost, and is rebuilt as the upper bound of whatever it may have been:
-/// a grant made at x has a slot `s <= x + H` and leaves a TAT of at most `s + tau + T * cost`.
-pub fn decide(state: &mut State, spacings: &[Spacing], calls: &[u32], now_us: u64) -> Decision {
-    if state.tats_us.len() != spacings.len() {
-        let heaviest = calls.iter().copied().max().unwrap_or(1);
-        state.tats_us = spacings
-            .iter()
-            .map(|limit| lost(limit, heaviest, now_us))
-            .collect();
+impl State {
+    /// The state of a stack that has been idle for ever.
+    pub fn idle(spacings: &[Spacing<'_>]) -> Self {
+        let pace = |limit: &Spacing<'_>| Pace {
+            tat_us: 0,
+            interval_us: limit.interval_us,
+        };
+        Self {
+            pace: spacings
+                .iter()
+                .map(|limit| (limit.name.to_owned(), pace(limit)))
+                .collect(),
+            ..Self::default()
+        }
     }
+
+    /// Moves everything back with a clock that was set back: as if no time had passed since the last change.
+    fn follow_clock(&mut self, now_us: u64) {
+        let back = self.at_us.saturating_sub(now_us);
+        if back > 0 {
+            self.held_until_us = self.held_until_us.saturating_sub(back);
+            for pace in self.pace.values_mut() {
+                pace.tat_us = pace.tat_us.saturating_sub(back);
+            }
+            self.at_us = now_us;
+        }
+    }
+}
+
+impl Pace {
+    /// What is known of `limit` after all.
+    ///
+    /// A limit that was changed binds from now on: the units that are still to leave count, at the new price.
+    /// One of which nothing is known is taken at the upper bound of whatever it may have been: a grant made at x
+    /// has a slot `s <= x + H` and leaves a TAT of at most `s + T * heaviest`.
+    fn of(known: Option<Self>, limit: &Spacing<'_>, moment: Moment) -> Self {
+        let now = moment.now_us;
+        let tat_us = known.map_or(0, |known| match known.tat_us.checked_sub(now) {
+            Some(ahead) if known.interval_us != limit.interval_us => {
+                // The same floating-point operations in the same order as in the Lua twin.
+                let units = ahead as f64 / known.interval_us as f64;
+                now + (units * limit.interval_us as f64).ceil() as u64
+            }
+            _ => known.tat_us,
+        });
+        let bound = now + HORIZON_US + CLOCK_STEP_US + limit.interval_us * u64::from(limit.heaviest);
+        Self {
+            tat_us: if moment.lost || known.is_none() {
+                tat_us.max(bound)
+            } else {
+                tat_us
+            },
+            interval_us: limit.interval_us,
+        }
+    }
+}
+
+/// Books slots for `calls` (the number of models of each) on a state that is known to be whole.
+pub fn decide(state: &mut State, spacings: &[Spacing<'_>], calls: &[u32], now_us: u64) -> Decision {
+    let moment = Moment {
+        now_us,
+        lead_us: LEAD_US,
+        lost: false,
+    };
+    decide_at(moment, state, spacings, calls)
+}
+
+/// Books slots for `calls` (the number of models of each), and moves `state` on. What it holds of limits that
+/// are not in `spacings` is forgotten: such a limit comes back as one of which nothing is known.
+///
+/// Every call has to fit ([`judge::fits`](crate::judge::fits)).
+pub fn decide_at(moment: Moment, state: &mut State, spacings: &[Spacing<'_>], calls: &[u32]) -> Decision {
+    state.follow_clock(moment.now_us);
+    let mut paces: Vec<Pace> = spacings
+        .iter()
+        .map(|limit| Pace::of(state.pace.get(limit.name).copied(), limit, moment))
+        .collect();
+    let decision = book(moment, state.held_until_us, spacings, &mut paces, calls);
+    let names = spacings.iter().map(|limit| limit.name.to_owned());
+    let pace = names.zip(paces).collect();
+    if state.pace != pace || matches!(decision, Decision::Slots(_)) {
+        state.pace = pace;
+        state.at_us = moment.now_us;
+    }
+    decision
+}
+
+fn book(
+    moment: Moment,
+    held_until_us: u64,
+    spacings: &[Spacing<'_>],
+    paces: &mut [Pace],
+    calls: &[u32],
+) -> Decision {
     let mut slots = Vec::with_capacity(calls.len());
     for &models in calls {
-        let earliest = (now_us + LEAD_US).max(state.held_until_us);
+        let soonest = (moment.now_us + moment.lead_us).max(held_until_us);
         let slot = spacings
             .iter()
-            .zip(&state.tats_us)
-            .map(|(limit, tat)| tat.saturating_sub(limit.tolerance_us))
-            .fold(earliest, u64::max);
-        if slot > now_us + HORIZON_US {
+            .zip(paces.iter())
+            .map(|(limit, pace)| earliest(limit, pace.tat_us, models))
+            .fold(soonest, u64::max);
+        if slot > moment.now_us + HORIZON_US {
             return if slots.is_empty() {
                 Decision::ComeBack(slot)
             } else {
                 Decision::Slots(slots)
             };
         }
-        for (limit, tat) in spacings.iter().zip(&mut state.tats_us) {
-            *tat = (*tat).max(slot) + limit.interval_us * cost(limit.unit, models);
+        for (limit, pace) in spacings.iter().zip(paces.iter_mut()) {
+            pace.tat_us = pace.tat_us.max(slot) + limit.interval_us * cost(limit.unit, models);
         }
         slots.push(slot);
     }
     Decision::Slots(slots)
 }
 
-/// The TAT of a limit of which nothing is known.
-fn lost(limit: &Spacing, models: u32, now_us: u64) -> u64 {
-    now_us + HORIZON_US + CLOCK_STEP_US + limit.tolerance_us + limit.interval_us * cost(limit.unit, models)
+/// When a limit of this TAT lets a call go.
+fn earliest(limit: &Spacing<'_>, tat_us: u64, models: u32) -> u64 {
+    let own = limit.interval_us * (cost(limit.unit, models) - 1);
+    (tat_us + own).saturating_sub(limit.tolerance_us)
 }
 
 /// What a call of `models` models takes from a limit.
@@ -82,18 +190,44 @@ pub fn cost(unit: Unit, models: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        judge::spacing,
+        limiter::{Judge, Limit},
+    };
     use proptest::prelude::*;
 
-    const SPACING: Spacing = Spacing {
+    const SPACING: Spacing<'_> = Spacing {
+        name: "rate",
         interval_us: 5_000,
         tolerance_us: 0,
         unit: Unit::Call,
+        heaviest: 1,
     };
 
     fn known() -> State {
+        on_pace_from(0)
+    }
+
+    fn on_pace_from(tat_us: u64) -> State {
+        let pace = Pace {
+            tat_us,
+            interval_us: SPACING.interval_us,
+        };
         State {
-            tats_us: vec![0],
-            held_until_us: 0,
+            pace: [("rate".to_owned(), pace)].into(),
+            ..State::default()
+        }
+    }
+
+    fn limit(unit: Unit, burst: u32) -> Limit {
+        Limit {
+            name: "rate".into(),
+            calls: 20,
+            per_ms: 1000,
+            judge: Judge::Sliding,
+            unit,
+            burst,
+            jitter_ms: 0.0,
         }
     }
 
@@ -106,15 +240,12 @@ mod tests {
 
     #[test]
     fn past_the_horizon_nothing_is_booked_and_the_answer_says_when() {
-        let mut state = State {
-            tats_us: vec![5_000_000],
-            held_until_us: 0,
-        };
+        let mut state = on_pace_from(5_000_000);
         assert_eq!(
             decide(&mut state, &[SPACING], &[1], 0),
             Decision::ComeBack(5_000_000)
         );
-        assert_eq!(state.tats_us, [5_000_000]);
+        assert_eq!(state.pace["rate"].tat_us, 5_000_000);
     }
 
     #[test]
@@ -130,48 +261,92 @@ mod tests {
     }
 
     #[test]
-    fn a_call_of_six_models_costs_six_where_models_count() {
-        let mut state = known();
+    fn a_call_of_six_models_waits_for_six_units_where_models_count() {
         let per_model = Spacing {
             unit: Unit::Model,
+            heaviest: 6,
+            tolerance_us: 25_000,
             ..SPACING
         };
-        decide(&mut state, &[per_model], &[6], 0);
-        assert_eq!(state.tats_us, [LEAD_US + 30_000]);
+        let mut state = known();
+        assert_eq!(
+            decide(&mut state, &[per_model], &[6, 6, 1], 0),
+            Decision::Slots(vec![LEAD_US, LEAD_US + 30_000, LEAD_US + 35_000])
+        );
+    }
+
+    #[test]
+    fn a_limit_that_is_halved_makes_the_units_still_to_leave_twice_as_dear() {
+        let mut state = on_pace_from(1_000_000);
+        let halved = Spacing {
+            interval_us: 10_000,
+            ..SPACING
+        };
+        assert_eq!(
+            decide(&mut state, &[halved], &[1], 0),
+            Decision::ComeBack(2_000_000)
+        );
+    }
+
+    #[test]
+    fn a_new_limit_in_a_known_stack_begins_at_its_upper_bound() {
+        let day = Spacing {
+            name: "day",
+            interval_us: 60_000,
+            ..SPACING
+        };
+        let bound = HORIZON_US + CLOCK_STEP_US + 60_000;
+        assert_eq!(
+            decide(&mut known(), &[SPACING, day], &[1], 0),
+            Decision::ComeBack(bound)
+        );
+    }
+
+    #[test]
+    fn a_clock_set_back_by_an_hour_neither_frees_nor_blocks_a_call() {
+        const HOUR: u64 = 3_600_000_000;
+        let mut state = State {
+            held_until_us: HOUR + 700_000,
+            at_us: HOUR,
+            ..on_pace_from(HOUR + 500_000)
+        };
+        assert_eq!(
+            decide(&mut state, &[SPACING], &[1], 10),
+            Decision::Slots(vec![700_010])
+        );
     }
 
     proptest! {
-        /// Whatever is asked, when, and whatever is forgotten in between: never above n in any window.
+        /// Whatever is asked, when, and whatever is forgotten in between: never above n units in any window.
         #[test]
-        fn no_window_ever_holds_more_than_its_calls(
-            steps in proptest::collection::vec((0u64..400_000, 1usize..5, proptest::bool::weighted(0.05)), 1..200),
-            burst in 1u32..5,
+        fn no_window_ever_holds_more_than_its_units(
+            steps in proptest::collection::vec(
+                (0u64..400_000, proptest::collection::vec(1u32..5, 1..5), proptest::bool::weighted(0.05)), 1..200),
+            burst in 4u32..8, per_model: bool,
         ) {
-            let limit = crate::limiter::Limit {
-                name: "rate".into(), calls: 20, per_ms: 1000, judge: crate::limiter::Judge::Sliding,
-                unit: Unit::Call, burst, jitter_ms: 0.0,
-            };
-            let spacing = [crate::judge::spacing(&limit)];
-            let (mut state, mut now, mut all) = (State::default(), 10_000_000, Vec::new());
+            let limit = limit(if per_model { Unit::Model } else { Unit::Call }, burst);
+            let spacing = [spacing(&limit)];
+            let (mut state, mut now, mut units) = (State::default(), 10_000_000, Vec::new());
             for (step, calls, lost) in steps {
                 now += step;
                 if lost { state = State::default(); }
-                if let Decision::Slots(slots) = decide(&mut state, &spacing, &vec![1; calls], now) {
-                    for slot in &slots { prop_assert!(*slot > now && *slot <= now + HORIZON_US); }
-                    all.extend(slots);
+                if let Decision::Slots(slots) = decide(&mut state, &spacing, &calls, now) {
+                    for (slot, models) in slots.iter().zip(&calls) {
+                        prop_assert!(*slot > now && *slot <= now + HORIZON_US);
+                        units.extend(std::iter::repeat_n(*slot, cost(limit.unit, *models) as usize));
+                    }
                 }
             }
-            all.sort_unstable();
-            for window in all.windows(21) {
-                prop_assert!(window[20] - window[0] >= 1_000_000, "21 calls within {} us", window[20] - window[0]);
+            units.sort_unstable();
+            for window in units.windows(21) {
+                prop_assert!(window[20] - window[0] >= 1_000_000, "21 units within {} us", window[20] - window[0]);
             }
         }
 
         /// A known state never keeps a call waiting that every limit would let go.
         #[test]
         fn a_call_leaves_at_once_when_every_limit_is_on_pace(tat in 0u64..2_000_000, now in 0u64..2_000_000) {
-            let mut state = State { tats_us: vec![tat], held_until_us: 0 };
-            let decision = decide(&mut state, &[SPACING], &[1], now);
+            let decision = decide(&mut on_pace_from(tat), &[SPACING], &[1], now);
             if tat <= now + LEAD_US {
                 prop_assert_eq!(decision, Decision::Slots(vec![now + LEAD_US]));
             }

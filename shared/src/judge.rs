@@ -1,19 +1,31 @@
 //! What each judge demands of a caller, and the best that it allows. Pure.
 //!
 //! W is the window, n its calls, J the arrival jitter, B the burst. A GCRA of interval T and tolerance tau lets
-//! at most `floor((W + tau) / T) + 1` calls go in any window W.
+//! at most `floor((W + tau) / T) + 1` units go in any window W, however they are spread over calls.
 
-use crate::limiter::{Judge, Limit, LimiterError, Stack, Unit};
+use std::collections::HashSet;
+
+use crate::{
+    gcra::cost,
+    limiter::{Judge, Limit, LimiterError, Stack, Unit},
+};
+
+/// The most limits that one stack may have.
+pub const MAX_LIMITS: usize = 16;
 
 /// The spacing that keeps one judge content, in whole microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spacing {
+pub struct Spacing<'a> {
+    /// The limit's name: what is known of it is kept under this name.
+    pub name: &'a str,
     /// Interval between units in the long run: T.
     pub interval_us: u64,
     /// How far ahead of that pace a burst may run: tau.
     pub tolerance_us: u64,
     /// What a call takes.
     pub unit: Unit,
+    /// The most units that one call may take: more than this, the judge refuses however long one waits.
+    pub heaviest: u32,
 }
 
 /// The spacing that `limit`'s judge answers without a 429, given its jitter.
@@ -24,7 +36,7 @@ pub struct Spacing {
 ///   an idle moment (tau), half is left for the jitter.
 /// * `leaky` (nginx): T = W / n with the same halves when the burst is at least 1; without burst a late call
 ///   can't be made up for, and nginx counts in whole milliseconds: T = W / n + max(J, 1 ms).
-pub fn spacing(limit: &Limit) -> Spacing {
+pub fn spacing(limit: &Limit) -> Spacing<'_> {
     let window = limit.per_ms as f64 * 1000.0;
     let jitter = limit.jitter_ms * 1000.0;
     let calls = f64::from(limit.calls);
@@ -40,31 +52,87 @@ pub fn spacing(limit: &Limit) -> Spacing {
     };
     // Rounded so that the sum of rounding errors never adds a call: T up, tau down.
     Spacing {
+        name: &limit.name,
         interval_us: interval.ceil() as u64,
         tolerance_us: tolerance.floor() as u64,
         unit: limit.unit,
+        heaviest: heaviest(limit),
+    }
+}
+
+/// The most units that one call may take: the burst; nginx admits one more than its `burst`.
+pub fn heaviest(limit: &Limit) -> u32 {
+    match limit.judge {
+        Judge::Sliding | Judge::Fixed | Judge::Bucket => limit.burst.max(1),
+        Judge::Leaky => limit.burst.saturating_add(1),
     }
 }
 
 /// The spacings of a whole stack.
 ///
 /// # Errors
-/// [`LimiterError::Impossible`] for a limit of no calls, no window, a negative jitter, or a burst above the calls.
-pub fn spacings(stack: &Stack) -> Result<Vec<Spacing>, LimiterError> {
-    for limit in &stack.limits {
-        if let Some(why) = fault(limit) {
-            return Err(LimiterError::Impossible {
-                stack: stack.name.clone(),
-                why,
-            });
-        }
+/// [`LimiterError::Impossible`] for a limit of no calls, no window, a negative jitter, or a burst above the calls;
+/// for two limits of one name, and for more than [`MAX_LIMITS`].
+pub fn spacings(stack: &Stack) -> Result<Vec<Spacing<'_>>, LimiterError> {
+    let mut names = HashSet::new();
+    let twice = stack.limits.iter().find(|limit| !names.insert(&limit.name));
+    let why = if stack.limits.len() > MAX_LIMITS {
+        Some(format!(
+            "it has {} limits: give at most {MAX_LIMITS}",
+            stack.limits.len()
+        ))
+    } else if let Some(limit) = twice {
+        Some(format!(
+            "two limits are named `{}`: give each its own name",
+            limit.name
+        ))
+    } else {
+        stack.limits.iter().find_map(fault)
+    };
+    match why {
+        Some(why) => Err(impossible(stack, why)),
+        None => Ok(stack.limits.iter().map(spacing).collect()),
     }
-    Ok(stack.limits.iter().map(spacing).collect())
+}
+
+/// Whether a call of `models` models can ever pass every limit of the stack.
+///
+/// # Errors
+/// [`LimiterError::Impossible`] naming the limit, what the call takes and what would make room for it.
+pub fn fits(stack: &Stack, models: u32) -> Result<(), LimiterError> {
+    let too_heavy = |limit: &&Limit| cost(limit.unit, models) > u64::from(heaviest(limit));
+    match stack.limits.iter().find(too_heavy) {
+        None => Ok(()),
+        Some(limit) => Err(impossible(
+            stack,
+            format!(
+                "a call of {models} models takes {models} units of limit `{}`, which gives at most {} at once: \
+                 raise its burst (calls = {}, burst = {}), or put fewer models into a call",
+                limit.name,
+                heaviest(limit),
+                limit.calls,
+                limit.burst
+            ),
+        )),
+    }
+}
+
+fn impossible(stack: &Stack, why: String) -> LimiterError {
+    LimiterError::Impossible {
+        stack: stack.name.clone(),
+        why,
+    }
 }
 
 /// What is wrong with a limit, if anything, in words for its author.
 pub fn fault(limit: &Limit) -> Option<String> {
     let name = &limit.name;
+    if name.is_empty() || name.len() > 64 || name.contains(char::is_whitespace) {
+        return Some(format!(
+            "a limit is named `{}`: give 1 to 64 bytes without blanks",
+            name.chars().take(64).collect::<String>()
+        ));
+    }
     if limit.calls == 0 {
         return Some(format!("limit `{name}` allows 0 calls: give calls = 1 or more"));
     }
@@ -133,6 +201,35 @@ mod tests {
         };
         let message = spacings(&stack).unwrap_err().to_string();
         assert!(message.contains("restb") && message.contains("burst = 9") && message.contains("at most"));
+    }
+
+    #[test]
+    fn two_limits_of_one_name_are_refused() {
+        let stack = Stack {
+            name: "restb".into(),
+            limits: vec![limit(4, Judge::Sliding, 1, 8.0), limit(9, Judge::Bucket, 1, 8.0)],
+        };
+        assert!(
+            spacings(&stack)
+                .unwrap_err()
+                .to_string()
+                .contains("two limits are named `rate`")
+        );
+    }
+
+    #[test]
+    fn a_call_heavier_than_the_burst_is_refused_with_a_way_out() {
+        let per_model = Limit {
+            unit: Unit::Model,
+            ..limit(10, Judge::Sliding, 5, 8.0)
+        };
+        let stack = Stack {
+            name: "restb".into(),
+            limits: vec![per_model],
+        };
+        assert!(fits(&stack, 5).is_ok());
+        let message = fits(&stack, 6).unwrap_err().to_string();
+        assert!(message.contains("6 models") && message.contains("`rate`") && message.contains("burst"));
     }
 
     proptest! {

@@ -1,1 +1,107 @@
 //! The limiter and the ledger on Redis.
+//!
+//! [`Redis::start`] needs no server yet: without one nothing is granted, [`health`](crate::limiter::RateLimiter::health)
+//! says why, and work begins when it answers. Two kinds of connection are kept: a pool of multiplexed ones for
+//! commands, and one that listens for the fleet's hold-offs.
+
+mod clock;
+mod config;
+mod hold_offs;
+mod ledger;
+mod limiter;
+mod listener;
+mod pool;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::{ledger::Ledger, limiter::RateLimiter};
+
+pub use config::Config;
+pub use ledger::RedisLedger;
+pub use limiter::{Booking, RedisLimiter};
+
+use clock::Clock;
+use hold_offs::HoldOffs;
+use listener::Ears;
+use pool::Link;
+
+/// The settings can't work, whatever the server does.
+#[derive(Debug, thiserror::Error)]
+#[error("redis: {0}")]
+pub struct Unusable(String);
+
+/// The engine of one process: its limiter and its ledger over one pool.
+#[derive(Clone)]
+pub struct Redis {
+    limiter: Arc<RedisLimiter>,
+    ledger: Arc<RedisLedger>,
+}
+
+/// Ends the background tasks with the last part of the engine that needs them.
+type Background = Arc<DropGuard>;
+
+impl Redis {
+    /// Starts the engine on the current Tokio runtime. The server may be away.
+    ///
+    /// # Errors
+    /// [`Unusable`] when the URL can't be read or understood.
+    pub fn start(config: &Config) -> Result<Self, Unusable> {
+        let link = Arc::new(Link::new(config)?);
+        let hold_offs = Arc::new(HoldOffs::default());
+        let clock = Arc::new(Clock::new());
+        let stop = CancellationToken::new();
+        let namespace: Arc<str> = config.namespace.as_str().into();
+        tokio::spawn(pool::keep_probing(link.clone(), namespace.clone(), stop.clone()));
+        let ears = Ears {
+            link: link.clone(),
+            hold_offs: hold_offs.clone(),
+            clock: clock.clone(),
+            namespace: namespace.clone(),
+        };
+        tokio::spawn(listener::listen(ears, stop.clone()));
+        let background: Background = Arc::new(stop.drop_guard());
+        Ok(Self {
+            limiter: Arc::new(RedisLimiter::new(
+                link.clone(),
+                namespace.clone(),
+                hold_offs,
+                clock,
+                background.clone(),
+            )),
+            ledger: Arc::new(RedisLedger::new(
+                link,
+                &namespace,
+                config.ledger_ttl(),
+                background,
+            )),
+        })
+    }
+
+    /// The limiter.
+    pub fn limiter(&self) -> Arc<RedisLimiter> {
+        self.limiter.clone()
+    }
+
+    /// The ledger.
+    pub fn ledger(&self) -> Arc<dyn Ledger> {
+        self.ledger.clone()
+    }
+
+    /// Waits until the server has answered, at most this long.
+    ///
+    /// # Errors
+    /// Why it has not, as [`health`](RateLimiter::health) says it.
+    pub async fn ready(&self, within: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + within;
+        loop {
+            match self.limiter.health() {
+                Ok(()) => return Ok(()),
+                Err(why) if Instant::now() >= deadline => return Err(why),
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Connections for commands: a few, multiplexed, each lent for a moment and used by many callers at once.
+//!
+//! Nobody asks a connection whether it is well before using it. Whoever sees one fail marks it, and the pool puts
+//! a new one in its place at the next loan; so a connection to a server that was demoted, froze or vanished costs
+//! one failed exchange.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use deadpool::{
+    Runtime,
+    managed::{self, Metrics, PoolError, RecycleError, RecycleResult, TimeoutType},
+};
+use redis::{
+    AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind,
+    aio::MultiplexedConnection,
+};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{Config, Unusable};
+
+/// Without other exchanges, one is made this often, so that health is never old news.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// Why there was no answer; safe to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Away(pub(super) String);
+
+/// The way to the server, and what is known of its health.
+pub(super) struct Link {
+    pool: managed::Pool<Connections>,
+    client: Client,
+    address: String,
+    connect_timeout: Duration,
+    health: Mutex<Health>,
+    pub(super) reserve: Script,
+    pub(super) hold_off: Script,
+}
+
+struct Health {
+    state: Result<(), String>,
+    at: Instant,
+}
+
+impl Link {
+    pub(super) fn new(config: &Config) -> Result<Self, Unusable> {
+        let client = config.client()?;
+        let address = client.get_connection_info().addr().to_string();
+        let reserve = Script::new(include_str!("reserve.lua"));
+        let hold_off = Script::new(include_str!("hold_off.lua"));
+        let connections = Connections {
+            client: client.clone(),
+            config: AsyncConnectionConfig::new()
+                .set_connection_timeout(Some(config.connect_timeout()))
+                .set_response_timeout(Some(config.response_timeout())),
+            max_age: config.max_age(),
+            scripts: [reserve.clone(), hold_off.clone()],
+        };
+        let create = config.connect_timeout() + 2 * config.response_timeout();
+        let pool = managed::Pool::builder(connections)
+            .max_size(config.pool_size)
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(create))
+            .create_timeout(Some(create))
+            .recycle_timeout(Some(create))
+            .build()
+            .map_err(|error| Unusable(error.to_string()))?;
+        Ok(Self {
+            pool,
+            client,
+            connect_timeout: config.connect_timeout(),
+            health: Mutex::new(Health {
+                state: Err(format!("Redis at {address} has not answered yet")),
+                at: Instant::now(),
+            }),
+            address,
+            reserve,
+            hold_off,
+        })
+    }
+
+    /// Lends a connection to `work`, and draws the conclusions from how it went.
+    pub(super) async fn exchange<T, F>(
+        &self,
+        work: impl FnOnce(MultiplexedConnection) -> F + Send,
+    ) -> Result<T, Away>
+    where
+        F: Future<Output = RedisResult<T>> + Send,
+    {
+        let lent = match self.pool.get().await {
+            Ok(pooled) => pooled.lend(),
+            Err(error) => return Err(self.ill(&unlent(&error))),
+        };
+        match work(lent.connection).await {
+            Ok(answer) => {
+                self.note(Ok(()));
+                Ok(answer)
+            }
+            Err(error) => {
+                if ends_connection(&error) {
+                    lent.failed.store(true, Ordering::Relaxed);
+                }
+                Err(self.ill(&error.to_string()))
+            }
+        }
+    }
+
+    /// A connection of its own that listens.
+    pub(super) async fn subscribe(&self, channel: &str) -> Result<redis::aio::PubSub, Away> {
+        let connect = async {
+            let mut listening = self.client.get_async_pubsub().await?;
+            listening.subscribe(channel).await?;
+            Ok::<_, RedisError>(listening)
+        };
+        match tokio::time::timeout(self.connect_timeout, connect).await {
+            Ok(Ok(listening)) => Ok(listening),
+            Ok(Err(error)) => Err(Away(format!("Redis at {}: {error}", self.address))),
+            Err(_) => Err(Away(format!("Redis at {}: no answer in time", self.address))),
+        }
+    }
+
+    /// What the last exchange said.
+    pub(super) fn health(&self) -> Result<(), String> {
+        self.health
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .state
+            .clone()
+    }
+
+    fn ill(&self, why: &str) -> Away {
+        let why = format!("Redis at {}: {why}", self.address);
+        self.note(Err(why.clone()));
+        Away(why)
+    }
+
+    fn note(&self, state: Result<(), String>) {
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&health.state, &state) {
+            (Ok(()), Err(why)) => {
+                tracing::warn!(redis.why = %why, "redis does not answer: nothing is sent until it does")
+            }
+            (Err(_), Ok(())) => tracing::info!(redis.address = %self.address, "redis answers"),
+            _ => {}
+        }
+        *health = Health {
+            state,
+            at: Instant::now(),
+        };
+    }
+
+    fn quiet_for(&self) -> Duration {
+        self.health
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .at
+            .elapsed()
+    }
+}
+
+/// Keeps the health of an idle process fresh. A write, because a server that only reads can't limit anything.
+pub(super) async fn keep_probing(link: Arc<Link>, namespace: Arc<str>, stop: CancellationToken) {
+    let key = format!("{namespace}:probe");
+    let probe = |mut connection: MultiplexedConnection| {
+        let mut write = redis::cmd("SET");
+        write.arg(&key).arg(1).arg("PX").arg(10_000);
+        async move { write.exec_async(&mut connection).await }
+    };
+    let keep = async {
+        // The first one does not wait: it is what makes the process ready.
+        let _ = link.exchange(probe).await;
+        loop {
+            sleep(PROBE_EVERY).await;
+            if link.quiet_for() >= PROBE_EVERY {
+                // Health has it already.
+                let _ = link.exchange(probe).await;
+            }
+        }
+    };
+    stop.run_until_cancelled(keep).await;
+}
+
+/// Makes connections and judges them when they are lent.
+struct Connections {
+    client: Client,
+    config: AsyncConnectionConfig,
+    max_age: Duration,
+    scripts: [Script; 2],
+}
+
+struct Pooled {
+    connection: MultiplexedConnection,
+    failed: Arc<AtomicBool>,
+}
+
+/// A clone to work with, while the pooled one is back at once.
+struct Lent {
+    connection: MultiplexedConnection,
+    failed: Arc<AtomicBool>,
+}
+
+impl Pooled {
+    fn lend(&self) -> Lent {
+        Lent {
+            connection: self.connection.clone(),
+            failed: self.failed.clone(),
+        }
+    }
+}
+
+impl managed::Manager for Connections {
+    type Type = Pooled;
+    type Error = RedisError;
+
+    /// Connects and loads the scripts, so that each call of one is a single round trip from the first on.
+    async fn create(&self) -> Result<Pooled, RedisError> {
+        let mut connection = self
+            .client
+            .get_multiplexed_async_connection_with_config(&self.config)
+            .await?;
+        for script in &self.scripts {
+            script.load_async(&mut connection).await?;
+        }
+        Ok(Pooled {
+            connection,
+            failed: Arc::new(AtomicBool::new(false)),
+        })
+    }
+
+    async fn recycle(&self, pooled: &mut Pooled, metrics: &Metrics) -> RecycleResult<RedisError> {
+        if pooled.failed.load(Ordering::Relaxed) {
+            return Err(RecycleError::message("failed"));
+        }
+        if metrics.age() > self.max_age {
+            return Err(RecycleError::message("of age"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether the connection, or the server at its other end, is of no more use.
+fn ends_connection(error: &RedisError) -> bool {
+    use ServerErrorKind as Server;
+    let of_no_use = matches!(
+        error.kind(),
+        ErrorKind::Io
+            | ErrorKind::Parse
+            | ErrorKind::AuthenticationFailed
+            | ErrorKind::Server(
+                Server::ReadOnly | Server::MasterDown | Server::BusyLoading | Server::ClusterDown
+            )
+    );
+    of_no_use || error.is_unrecoverable_error() || matches!(error.code(), Some("NOREPLICAS" | "UNBLOCKED"))
+}
+
+fn unlent(error: &PoolError<RedisError>) -> String {
+    match error {
+        PoolError::Backend(error) => error.to_string(),
+        PoolError::Timeout(TimeoutType::Wait) => "no connection was free in time".to_owned(),
+        PoolError::Timeout(_) => "connecting took too long".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said_by_server(line: &str) -> RedisError {
+        redis::parse_redis_value(format!("-{line}\r\n").as_bytes())
+            .and_then(|value| value.extract_error())
+            .unwrap_err()
+    }
+
+    #[test]
+    fn a_connection_to_a_server_that_can_not_write_is_replaced() {
+        for line in [
+            "READONLY You can't write against a read only replica.",
+            "MASTERDOWN Link with MASTER is down.",
+            "LOADING Redis is loading the dataset in memory",
+            "NOREPLICAS Not enough good replicas to write.",
+        ] {
+            assert!(ends_connection(&said_by_server(line)), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_carried_a_refusal_is_kept() {
+        for line in ["OOM command not allowed", "ERR no such thing", "NOPERM no"] {
+            assert!(!ends_connection(&said_by_server(line)), "{line}");
+        }
+    }
+}
