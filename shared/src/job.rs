@@ -41,6 +41,9 @@ pub struct Job {
     /// Times that the provider answered "over the limit" so far. Never an attempt.
     #[serde(default)]
     pub throttled: u32,
+    /// Calls that left and whose answer never came. Counted among the attempts, too.
+    #[serde(default)]
+    pub ambiguous: u32,
     /// When the producer made the job.
     #[schemars(with = "String")]
     pub enqueued_at: Timestamp,
@@ -191,6 +194,7 @@ impl Job {
             lane: 0,
             attempt: 0,
             throttled: 0,
+            ambiguous: 0,
             enqueued_at: Timestamp::now(),
             metadata: BTreeMap::new(),
             traceparent: None,

@@ -21,7 +21,7 @@ pub trait Ledger: Send + Sync + 'static {
     /// Asks before any money is spent.
     async fn begin(&self, job: Id) -> Result<Begun, LedgerError>;
 
-    /// Records that every result of the job is durable. Said after they are, and before the delivery is settled.
+    /// Records that every result of the job is durable. Said as soon as they are.
     async fn settled(&self, job: Id) -> Result<(), LedgerError>;
 }
 

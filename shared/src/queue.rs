@@ -101,7 +101,7 @@ impl Unsettled {
     /// The job is done: its results are durable, then it leaves the queue.
     ///
     /// # Errors
-    /// When the queue is away: the job will be delivered again.
+    /// The job will be delivered again; [`QueueError::Unacked`] says that its results are out all the same.
     pub async fn complete(self, results: Vec<ImageResult>) -> Result<(), QueueError> {
         self.0
             .settle(Settlement {
@@ -282,6 +282,10 @@ pub enum QueueError {
     /// Try again: the server is away, blocked or restarting. Nothing is lost.
     #[error("the queue is away: {0}")]
     Away(String),
+    /// Nothing more: what followed from the delivery is stored, only taking it off the queue failed. It comes
+    /// again, and the ledger knows it.
+    #[error("the delivery is settled, but will come again: {0}")]
+    Unacked(String),
     /// Mend the topology first: the server holds something else under our names, or a message had no route.
     #[error("the queue's topology is not what pixfleet needs: {0}")]
     Topology(String),

@@ -1,1 +1,22 @@
-//! worker
+//! A worker: a delivery becomes a slot, a call and a result, and is settled once.
+//!
+//! [`run()`] is the loop and the drain, `step` one job's straight line with its one settle site. `slots` asks the
+//! limiter, `pace` fits the jobs in hand to rate and latency, `retry` and `classify` are pure policy. A
+//! [`provider`] is data; [`image`] fetches and prepares pictures before the slot; [`client`] sends.
+
+pub mod admin;
+pub mod classify;
+pub mod client;
+mod config;
+mod crew;
+pub mod image;
+mod pace;
+pub mod provider;
+pub mod retry;
+mod run;
+mod slots;
+mod step;
+
+pub use config::Config;
+pub use crew::Engines;
+pub use run::{Report, RunError, run};

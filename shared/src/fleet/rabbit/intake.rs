@@ -195,11 +195,7 @@ fn deliver(
             job.traceparent = job
                 .traceparent
                 .or_else(|| header(&message, "traceparent")?.parse().ok());
-            let settle = RabbitSettle {
-                acker: message.acker,
-                publisher,
-                traceparent: job.traceparent,
-            };
+            let settle = RabbitSettle::new(message.acker, publisher, &job, tasks);
             Some(Delivery::new(job, Box::new(settle)))
         }
         Err(why) => {

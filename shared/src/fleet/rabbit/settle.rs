@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use lapin::{Acker, options::BasicAckOptions};
+use lapin::{
+    Acker,
+    options::{BasicAckOptions, BasicNackOptions},
+};
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::{
@@ -23,15 +27,20 @@ use crate::{
 /// Time for an ack to be written to the socket.
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The right to settle one delivery. Dropped unsettled (a panic, an error), it gives the job back.
 pub(super) struct RabbitSettle {
-    pub(super) acker: Acker,
-    pub(super) publisher: Publisher,
-    pub(super) traceparent: Option<TraceParent>,
+    acker: Option<Acker>,
+    publisher: Publisher,
+    traceparent: Option<TraceParent>,
+    tasks: TaskTracker,
 }
 
-#[async_trait]
-impl Settle for RabbitSettle {
-    async fn settle(self: Box<Self>, settlement: Settlement) -> Result<(), QueueError> {
+impl RabbitSettle {
+    pub(super) fn new(acker: Acker, publisher: Publisher, job: &Job, tasks: &TaskTracker) -> Self {
+        Self { acker: Some(acker), publisher, traceparent: job.traceparent, tasks: tasks.clone() }
+    }
+
+    fn messages(&self, settlement: Settlement) -> Result<Vec<Message>, QueueError> {
         let mut messages = Vec::with_capacity(settlement.results.len() + 1);
         for result in settlement.results {
             messages.push(result_message(result, self.traceparent)?);
@@ -41,8 +50,28 @@ impl Settle for RabbitSettle {
             Then::Again(job, after) => messages.push(job_message(&job, exchange_after(after))?),
             Then::Dead(job, reason) => messages.push(dead_letter(&job, reason)?),
         }
-        self.publisher.publish(messages).await?;
-        ack(&self.acker).await
+        Ok(messages)
+    }
+}
+
+#[async_trait]
+impl Settle for RabbitSettle {
+    async fn settle(mut self: Box<Self>, settlement: Settlement) -> Result<(), QueueError> {
+        self.publisher.publish(self.messages(settlement)?).await?;
+        match self.acker.take() {
+            Some(acker) => ack(&acker).await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for RabbitSettle {
+    fn drop(&mut self) {
+        if let Some(acker) = self.acker.take() {
+            let requeue = BasicNackOptions { requeue: true, multiple: false };
+            // On a channel that is gone the broker has taken the job back already.
+            self.tasks.spawn(async move { timeout(ACK_TIMEOUT, acker.nack(requeue)).await.ok() });
+        }
     }
 }
 

@@ -1,0 +1,120 @@
+//! What every job of one worker shares: the engines, the providers that it serves, and what it has seen.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use pixfleet_shared::{
+    ledger::Ledger,
+    limiter::{RateLimiter, Stack},
+    queue::Queue,
+    telemetry::Metrics,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    admin::Condition,
+    client::{Client, NoClient},
+    config::Config,
+    image::Images,
+    provider::Provider,
+    slots::Desk,
+};
+
+/// Jobs that the recent percentile looks back on.
+const RECENT: usize = 256;
+
+/// The three seams' engines.
+#[derive(Clone)]
+pub struct Engines {
+    /// Where jobs come from and results go.
+    pub queue: Arc<dyn Queue>,
+    /// The one bound of the fleet.
+    pub limiter: Arc<dyn RateLimiter>,
+    /// What is settled already.
+    pub ledger: Arc<dyn Ledger>,
+}
+
+/// What every job of one worker shares.
+pub(crate) struct Crew {
+    pub(crate) name: String,
+    pub(crate) config: Config,
+    pub(crate) engines: Engines,
+    pub(crate) providers: BTreeMap<String, Serving>,
+    pub(crate) images: Images,
+    pub(crate) metrics: Metrics,
+    pub(crate) recent: Recent,
+    /// No slot is asked for any more; what waits for one goes back.
+    pub(crate) stopping: CancellationToken,
+}
+
+/// A provider with its client, its limit stack and its slot desk.
+pub(crate) struct Serving {
+    pub(crate) provider: Provider,
+    pub(crate) client: Client,
+    pub(crate) stack: Stack,
+    pub(crate) desk: Desk,
+}
+
+impl Serving {
+    pub(crate) fn new(
+        provider: Provider,
+        engines: &Engines,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Result<Self, NoClient> {
+        let client = Client::new(provider.transport())?;
+        let stack = provider.limits();
+        let desk = Desk::open(stack.clone(), engines.limiter.clone(), tasks, stop);
+        Ok(Self { provider, client, stack, desk })
+    }
+}
+
+impl Crew {
+    /// Whether every provider of this worker has a limit.
+    pub(crate) fn limited(&self) -> bool {
+        self.providers.values().all(|serving| !serving.stack.limits.is_empty())
+    }
+}
+
+impl Condition for Crew {
+    fn ready(&self) -> Result<(), String> {
+        if self.stopping.is_cancelled() {
+            return Err("draining: no new jobs are taken".to_owned());
+        }
+        self.engines.queue.health()?;
+        self.engines.limiter.health()
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+}
+
+/// How long the last jobs kept the worker busy.
+#[derive(Debug, Default)]
+pub(crate) struct Recent {
+    busy: Mutex<VecDeque<Duration>>,
+}
+
+impl Recent {
+    pub(crate) fn record(&self, busy: Duration) {
+        // Nothing panics while it is held; a poisoned ring is as good as any.
+        let mut ring = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if ring.len() == RECENT {
+            ring.pop_front();
+        }
+        ring.push_back(busy);
+    }
+
+    /// The 95th percentile; nothing seen is one second.
+    pub(crate) fn p95(&self) -> Duration {
+        let ring = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sorted: Vec<Duration> = ring.iter().copied().collect();
+        drop(ring);
+        sorted.sort_unstable();
+        sorted.get(sorted.len() * 95 / 100).copied().unwrap_or(Duration::from_secs(1))
+    }
+}
