@@ -1,0 +1,333 @@
+//! The HTTP client of a provider's calls: one request a call, bounded in time and size, on connections that last.
+//!
+//! A slot is one request, so nothing here sends a second one: no redirect is followed, no failed request repeated.
+//! The client is retained, and with it its connections; it is rebuilt by age, because a connection in steady use
+//! never sees a change in DNS. Calls in flight end on the client that they began on.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use bytes::{Bytes, BytesMut};
+use jiff::Timestamp;
+use reqwest::header::HeaderMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{image::BadConfig, provider::PreparedRequest};
+
+/// How long an unused connection is kept.
+const POOL_IDLE: Duration = Duration::from_secs(30);
+
+/// Times, sizes and connections of a provider's calls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Transport {
+    /// Longest time to connect, TLS and name included, in milliseconds. Default: 3000.
+    pub connect_ms: u64,
+    /// Longest silence while an answer is awaited or read, in milliseconds. Default: 30000.
+    pub read_ms: u64,
+    /// Longest time of a whole call, in milliseconds; above `connect_ms`. Default: 60000.
+    pub total_ms: u64,
+    /// Largest answer that is read, in bytes; a larger one is not kept. Default: 2097152 (2 MiB).
+    pub max_response_bytes: usize,
+    /// A proxy for the calls: an `http`, `https` URL. The environment's proxies are not used. Default: none.
+    pub proxy: Option<String>,
+    /// Whether only HTTP/1.1 is spoken. HTTP/2 puts all calls on one connection, whose packet losses delay all of
+    /// them, and whose number of streams the API limits unseen. Default: no.
+    pub http1_only: bool,
+    /// After how long the client and its connections are replaced, in seconds, so that changes in DNS are seen.
+    /// Default: 300.
+    pub max_age_s: u64,
+}
+
+impl Default for Transport {
+    fn default() -> Self {
+        Self {
+            connect_ms: 3000,
+            read_ms: 30_000,
+            total_ms: 60_000,
+            max_response_bytes: 2 * 1024 * 1024,
+            proxy: None,
+            http1_only: false,
+            max_age_s: 300,
+        }
+    }
+}
+
+impl Transport {
+    /// What is wrong with the numbers: the field, and what to give instead.
+    pub(crate) fn faults(&self) -> Vec<(&'static str, String)> {
+        let mut faults = Vec::new();
+        let mut demand = |holds: bool, field, why: &str| {
+            if !holds {
+                faults.push((field, why.to_owned()));
+            }
+        };
+        demand(
+            (1..=600_000).contains(&self.connect_ms),
+            "http.connect_ms",
+            "give 1 to 600000",
+        );
+        demand(
+            (1..=3_600_000).contains(&self.read_ms),
+            "http.read_ms",
+            "give 1 to 3600000",
+        );
+        // Below the time to connect, a call that never left could not be told from one that did.
+        demand(
+            self.total_ms > self.connect_ms && self.total_ms <= 3_600_000,
+            "http.total_ms",
+            "give more than http.connect_ms, and at most 3600000",
+        );
+        let sizes = 1024..=256 * 1024 * 1024;
+        demand(
+            sizes.contains(&self.max_response_bytes),
+            "http.max_response_bytes",
+            "give 1024 to 268435456",
+        );
+        demand(self.max_age_s >= 1, "http.max_age_s", "give 1 or more");
+        let proxy = self
+            .proxy
+            .as_deref()
+            .is_none_or(|proxy| reqwest::Proxy::all(proxy).is_ok());
+        demand(proxy, "http.proxy", "give an http or https URL");
+        faults
+    }
+}
+
+/// What one request came to.
+#[derive(Clone, Debug)]
+pub struct CallOutcome {
+    /// When the request left.
+    pub sent_at: Timestamp,
+    /// From its leaving to the answer's last byte, or to the failure.
+    pub duration: Duration,
+    /// The answer, or why there is none.
+    pub answer: Result<Reply, NoReply>,
+}
+
+impl CallOutcome {
+    /// The status, where one came.
+    pub fn status(&self) -> Option<u16> {
+        self.answer.as_ref().ok().map(|reply| reply.status)
+    }
+}
+
+/// An answer whose status came.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The HTTP status.
+    pub status: u16,
+    /// The response's headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub content: Content,
+}
+
+/// The body of an answer.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// All of it.
+    Whole(Bytes),
+    /// It was larger than this many bytes, and reading stopped there.
+    TooLarge(usize),
+    /// It ended early, for this reason.
+    Cut(String),
+}
+
+/// A request without an answer.
+#[derive(Clone, Debug)]
+pub struct NoReply {
+    /// Whether any byte of it may have left: if not, nothing can have happened.
+    pub left: bool,
+    /// Why, without the URL.
+    pub message: String,
+}
+
+/// No client can be made with these settings or on this machine.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NoClient(String);
+
+impl From<BadConfig> for NoClient {
+    fn from(bad: BadConfig) -> Self {
+        Self(bad.to_string())
+    }
+}
+
+/// The retained client of one provider. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Client(Arc<Retained>);
+
+#[derive(Debug)]
+struct Retained {
+    transport: Transport,
+    current: ArcSwap<Aged>,
+    /// Set while a successor is being made, so that only one is.
+    renewing: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Aged {
+    client: reqwest::Client,
+    born: Instant,
+}
+
+impl Client {
+    /// A client for these settings.
+    ///
+    /// # Errors
+    /// [`NoClient`], for example where the machine has no certificate authorities.
+    pub fn new(transport: &Transport) -> Result<Self, NoClient> {
+        let current = ArcSwap::from_pointee(Aged {
+            client: build(transport)?,
+            born: Instant::now(),
+        });
+        Ok(Self(Arc::new(Retained {
+            transport: transport.clone(),
+            current,
+            renewing: AtomicBool::new(false),
+        })))
+    }
+
+    /// Sends the request, once, and reads its answer. Bounded by the settings' times and sizes.
+    pub async fn send(&self, request: &PreparedRequest) -> CallOutcome {
+        self.renew_by_age();
+        let client = self.0.current.load().client.clone();
+        let request = client
+            .request(request.method.clone(), request.url.clone())
+            .headers(request.headers.clone())
+            .body(request.body.clone());
+        let (sent_at, begun) = (Timestamp::now(), Instant::now());
+        let answer = match request.send().await {
+            Ok(response) => Ok(self.read(response).await),
+            Err(error) => Err(no_reply(error)),
+        };
+        CallOutcome {
+            sent_at,
+            duration: begun.elapsed(),
+            answer,
+        }
+    }
+
+    async fn read(&self, mut response: reqwest::Response) -> Reply {
+        let status = response.status().as_u16();
+        let headers = std::mem::take(response.headers_mut());
+        let content = read_body(response, self.0.transport.max_response_bytes).await;
+        Reply {
+            status,
+            headers,
+            content,
+        }
+    }
+
+    /// Starts to make a successor once the client is old enough. Never in the way of a call: making one reads the
+    /// machine's certificate authorities, which takes longer than a slot.
+    fn renew_by_age(&self) {
+        let retained = &self.0;
+        let old = retained.current.load().born.elapsed() >= Duration::from_secs(retained.transport.max_age_s);
+        if !old || retained.renewing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let retained = Arc::clone(retained);
+        tokio::task::spawn_blocking(move || {
+            match build(&retained.transport) {
+                Ok(client) => retained.current.store(Arc::new(Aged {
+                    client,
+                    born: Instant::now(),
+                })),
+                Err(error) => tracing::warn!(%error, "the HTTP client grows old: its connections are kept"),
+            }
+            retained.renewing.store(false, Ordering::Release);
+        });
+    }
+}
+
+/// The body, up to `limit` bytes.
+pub(crate) async fn read_body(mut response: reqwest::Response, limit: usize) -> Content {
+    if response
+        .content_length()
+        .is_some_and(|length| length > limit as u64)
+    {
+        return Content::TooLarge(limit);
+    }
+    let mut body = BytesMut::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() > limit => return Content::TooLarge(limit),
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => return Content::Whole(body.freeze()),
+            Err(error) => return Content::Cut(causes(&error.without_url())),
+        }
+    }
+}
+
+fn no_reply(error: reqwest::Error) -> NoReply {
+    // A failure to connect includes the name and TLS; a builder's error is one before anything was tried.
+    let left = !(error.is_connect() || error.is_builder());
+    NoReply {
+        left,
+        message: causes(&error.without_url()),
+    }
+}
+
+/// An error and its causes in one line; the libraries keep the reason in the last of them.
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+fn build(transport: &Transport) -> Result<reqwest::Client, NoClient> {
+    let refused = |error: reqwest::Error| {
+        NoClient(format!(
+            "the HTTP client can't be made: {}",
+            causes(&error.without_url())
+        ))
+    };
+    let mut builder = base_builder()
+        .connect_timeout(Duration::from_millis(transport.connect_ms))
+        .read_timeout(Duration::from_millis(transport.read_ms))
+        .timeout(Duration::from_millis(transport.total_ms))
+        .http2_keep_alive_interval(Duration::from_secs(15))
+        .http2_keep_alive_timeout(Duration::from_secs(10))
+        .http2_keep_alive_while_idle(true);
+    if transport.http1_only {
+        builder = builder.http1_only();
+    }
+    if let Some(proxy) = &transport.proxy {
+        builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(refused)?);
+    }
+    builder.build().map_err(refused)
+}
+
+/// What every client here has in common: one request a call, and the process's one TLS provider.
+pub(crate) fn base_builder() -> reqwest::ClientBuilder {
+    install_tls();
+    reqwest::Client::builder()
+        .user_agent(concat!("pixfleet/", env!("CARGO_PKG_VERSION")))
+        .retry(reqwest::retry::never())
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .referer(false)
+        .tcp_nodelay(true)
+        .pool_idle_timeout(POOL_IDLE)
+}
+
+/// Installs the process's TLS provider (ring), unless one is there. Saying it again changes nothing.
+pub fn install_tls() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
