@@ -1,1 +1,5 @@
-//! tests
+//! What the tests of the whole share: the servers, the conformance suites, and the fleet under test.
+
+pub mod conformance;
+pub mod private_redis;
+pub mod servers;

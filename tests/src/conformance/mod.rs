@@ -1,0 +1,4 @@
+//! What every engine behind a seam keeps to, as plain functions over the seam: an engine's test calls each.
+
+pub mod limiter;
+pub mod queue;

@@ -1,0 +1,216 @@
+//! What every queue engine promises, as tests over the seam.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use pixfleet_shared::{
+    batch::{BatchEvent, BatchName, BatchState},
+    job::{Image, Job, Priority, Source},
+    queue::{Delivery, Filter, From, Intake, Queue, Reason, Subscriber, Subscription},
+    result::{Announcement, ImageResult, Outcome},
+};
+use tokio::{sync::watch, time::timeout};
+
+/// The longest that any promise may take to show; a passing test takes far less.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A job of `batch` for image number `n`.
+pub fn job(batch: &str, n: usize) -> Job {
+    let image = Image { id: format!("i{n}"), source: Source::Url(format!("http://images.example/{n}.jpg")) };
+    Job::new(batch.parse().unwrap(), image, "sandbox".into(), vec!["m".into()])
+}
+
+fn results(job: &Job) -> Vec<ImageResult> {
+    job.models.iter().map(|model| ImageResult::of(job, model, Outcome::Ok)).collect()
+}
+
+async fn lend(queue: &Arc<dyn Queue>) -> Box<dyn Intake> {
+    let (prefetch, asked) = watch::channel(10);
+    // The sender lives as long as the test: a worker that changes its mind is another test.
+    std::mem::forget(prefetch);
+    queue.receive(asked).await.unwrap()
+}
+
+async fn next(intake: &mut Box<dyn Intake>) -> Delivery {
+    timeout(PATIENCE, intake.next()).await.expect("a delivery in time").expect("an intake that goes on")
+}
+
+async fn heard(subscriber: &mut Box<dyn Subscriber>) -> Announcement {
+    timeout(PATIENCE, subscriber.next()).await.expect("an announcement in time").unwrap()
+}
+
+async fn durable(queue: &Arc<dyn Queue>, name: &str, filter: Filter) -> Box<dyn Subscriber> {
+    let subscription = Subscription { name: Some(name.to_owned()), from: From::Now, filter };
+    queue.subscribe(subscription).await.unwrap()
+}
+
+/// A completed job's results are published, and the job does not come back.
+pub async fn a_completed_job_leaves_its_results_and_does_not_come_back(queue: Arc<dyn Queue>) {
+    let mut subscriber = durable(&queue, "s", Filter::default()).await;
+    queue.enqueue(vec![job("b", 1)]).await.unwrap();
+    let mut intake = lend(&queue).await;
+    let (got, unsettled) = next(&mut intake).await.split();
+    assert_eq!(got.id, job("b", 1).id);
+    let expected = results(&got);
+    unsettled.complete(expected.clone()).await.unwrap();
+    let Announcement::Result(result, _) = heard(&mut subscriber).await else { panic!("a result") };
+    assert_eq!(*result, expected[0]);
+    intake.stop().await;
+    queue.enqueue(vec![job("b", 2)]).await.unwrap();
+    let mut again = lend(&queue).await;
+    assert_eq!(next(&mut again).await.job.image.id, "i2", "only the new job is there");
+}
+
+/// A retried job comes back with one attempt more and what is missing; a released one as it was.
+pub async fn a_retry_spends_an_attempt_and_a_release_does_not(queue: Arc<dyn Queue>) {
+    queue.enqueue(vec![job("b", 1)]).await.unwrap();
+    let mut intake = lend(&queue).await;
+    let (mut job, unsettled) = next(&mut intake).await.split();
+    job.models = vec!["missing".into()];
+    unsettled.retry(job, Vec::new(), Duration::from_millis(10)).await.unwrap();
+    let (job, unsettled) = next(&mut intake).await.split();
+    assert_eq!((job.attempt, job.models.as_slice()), (1, &["missing".to_owned()][..]));
+    unsettled.release(job, Duration::ZERO).await.unwrap();
+    let (job, unsettled) = next(&mut intake).await.split();
+    assert_eq!(job.attempt, 1);
+    unsettled.complete(Vec::new()).await.unwrap();
+}
+
+/// A retry's published part arrives although the job goes on.
+pub async fn a_retry_publishes_what_is_answered(queue: Arc<dyn Queue>) {
+    let mut subscriber = durable(&queue, "s", Filter::default()).await;
+    queue.enqueue(vec![job("b", 1)]).await.unwrap();
+    let mut intake = lend(&queue).await;
+    let (job, unsettled) = next(&mut intake).await.split();
+    let results = results(&job);
+    unsettled.retry(job, results.clone(), Duration::from_millis(10)).await.unwrap();
+    assert_eq!(heard(&mut subscriber).await.id(), results[0].id);
+}
+
+/// A dead letter publishes its failure, so that a batch's count comes out.
+pub async fn a_dead_letter_is_a_result_too(queue: Arc<dyn Queue>) {
+    let filter = Filter { outcome: Some(Outcome::Dead), ..Filter::default() };
+    let mut subscriber = durable(&queue, "s", filter).await;
+    queue.enqueue(vec![job("b", 1)]).await.unwrap();
+    let mut intake = lend(&queue).await;
+    let (job, unsettled) = next(&mut intake).await.split();
+    let dead = ImageResult::of(&job, "m", Outcome::Dead);
+    unsettled.dead_letter(job, vec![dead.clone()], Reason::AttemptsExhausted).await.unwrap();
+    assert_eq!(heard(&mut subscriber).await.id(), dead.id);
+}
+
+/// A delivery that is dropped unsettled comes back.
+pub async fn a_dropped_delivery_comes_back(queue: Arc<dyn Queue>) {
+    queue.enqueue(vec![job("b", 1)]).await.unwrap();
+    let mut intake = lend(&queue).await;
+    drop(next(&mut intake).await);
+    let (again, unsettled) = next(&mut intake).await.split();
+    assert_eq!(again.id, job("b", 1).id);
+    unsettled.complete(Vec::new()).await.unwrap();
+}
+
+/// Stopping the intake gives back what was not lent; what was lent can still be settled.
+pub async fn a_stopped_intake_gives_back_what_it_had_not_lent(queue: Arc<dyn Queue>) {
+    queue.enqueue((0..8).map(|n| job("b", n)).collect()).await.unwrap();
+    let mut intake = lend(&queue).await;
+    let (lent, unsettled) = next(&mut intake).await.split();
+    intake.stop().await;
+    assert!(intake.next().await.is_none());
+    unsettled.complete(Vec::new()).await.unwrap();
+    let mut other = lend(&queue).await;
+    let mut seen = BTreeSet::new();
+    while seen.len() < 7 {
+        let (job, unsettled) = next(&mut other).await.split();
+        assert_ne!(job.id, lent.id, "a settled job came back");
+        seen.insert(job.id);
+        unsettled.complete(Vec::new()).await.unwrap();
+    }
+}
+
+/// With every class waiting, none starves, and the urgent one goes first.
+pub async fn no_priority_starves_another(queue: Arc<dyn Queue>) {
+    let mut jobs = Vec::new();
+    for priority in Priority::ALL {
+        jobs.extend((0..40).map(|n| {
+            let mut job = job(priority.as_str(), n);
+            job.priority = priority;
+            job
+        }));
+    }
+    queue.enqueue(jobs).await.unwrap();
+    let mut intake = lend(&queue).await;
+    let mut taken = Vec::new();
+    for _ in 0..39 {
+        let (job, unsettled) = next(&mut intake).await.split();
+        taken.push(job.priority);
+        unsettled.complete(Vec::new()).await.unwrap();
+    }
+    let count = |priority| taken.iter().filter(|taken| **taken == priority).count();
+    assert!(count(Priority::Bulk) >= 1, "bulk starves: {taken:?}");
+    assert!(count(Priority::High) > count(Priority::Bulk), "high is not preferred: {taken:?}");
+}
+
+/// A new batch gets the lane with the fewest waiting jobs.
+pub async fn a_new_batch_gets_the_emptiest_lane(queue: Arc<dyn Queue>, lanes: u8) {
+    let free = lanes - 1;
+    let jobs = (0..free).map(|lane| {
+        let mut job = job("big", lane.into());
+        job.lane = lane;
+        job
+    });
+    queue.enqueue(jobs.collect()).await.unwrap();
+    let lane = timeout(PATIENCE, async {
+        loop {
+            let lane = queue.open_lane(Priority::Normal).await.unwrap();
+            if lane == free {
+                return lane;
+            }
+        }
+    });
+    assert_eq!(lane.await.expect("the empty lane is found"), free);
+}
+
+/// A durable subscriber that was away gets what it missed, and nothing that it committed.
+pub async fn a_durable_subscriber_goes_on_where_it_committed(queue: Arc<dyn Queue>) {
+    let mut subscriber = durable(&queue, "s", Filter::default()).await;
+    queue.enqueue((0..3).map(|n| job("b", n)).collect()).await.unwrap();
+    let mut intake = lend(&queue).await;
+    for _ in 0..3 {
+        let (job, unsettled) = next(&mut intake).await.split();
+        let results = results(&job);
+        unsettled.complete(results).await.unwrap();
+    }
+    let first = heard(&mut subscriber).await.id();
+    subscriber.commit().await.unwrap();
+    let second = heard(&mut subscriber).await.id();
+    drop(subscriber);
+    let mut again = durable(&queue, "s", Filter::default()).await;
+    let rest = BTreeSet::from([heard(&mut again).await.id(), heard(&mut again).await.id()]);
+    assert!(rest.contains(&second) && !rest.contains(&first));
+}
+
+/// The log replays what was published before anyone listened, and a filter takes only what it names.
+pub async fn the_log_replays_and_filters(queue: Arc<dyn Queue>) {
+    queue.enqueue(vec![job("wanted", 1), job("other", 2)]).await.unwrap();
+    let mut intake = lend(&queue).await;
+    for _ in 0..2 {
+        let (job, unsettled) = next(&mut intake).await.split();
+        let results = results(&job);
+        unsettled.complete(results).await.unwrap();
+    }
+    let batch: BatchName = "wanted".parse().unwrap();
+    let closed = BatchEvent {
+        v: 1,
+        batch: batch.clone(),
+        state: BatchState::Closed,
+        jobs: 1,
+        results: 1,
+        at: jiff::Timestamp::now(),
+    };
+    queue.announce(closed.clone()).await.unwrap();
+    for from in [From::Beginning, From::Ago(Duration::from_secs(3600))] {
+        let filter = Filter { batch: Some(batch.clone()), ..Filter::default() };
+        let mut log = queue.subscribe(Subscription { name: None, from, filter }).await.unwrap();
+        assert_eq!(heard(&mut log).await.id(), job("wanted", 1).result_id("m"));
+        assert_eq!(heard(&mut log).await, Announcement::Batch(closed.clone()));
+    }
+}
