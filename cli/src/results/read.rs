@@ -1,0 +1,309 @@
+//! The loop: takes announcements, counts, writes, commits what is written, and knows when to stop.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use indicatif::ProgressBar;
+use jiff::Timestamp;
+use pixfleet_shared::{
+    queue::{Filter, Queue, QueueError, Subscriber},
+    result::{Announcement, ImageResult},
+};
+use serde::Serialize;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    calls::CallStatistics,
+    ending::{Ended, Ending, Standing},
+    gather::Gather,
+    rows::Rows,
+    seen::Sight,
+    tally::{Counts, Tally},
+    writer::Writer,
+};
+
+/// Below the announcements that an engine lends ahead of a commit, so that a durable subscriber never stalls.
+const COMMIT_EVERY: usize = 250;
+const TICK: Duration = Duration::from_millis(100);
+/// After an interruption, an output that takes no more is given up.
+const LAST_WRITE: Duration = Duration::from_secs(5);
+const HINT_AFTER: Duration = Duration::from_secs(5);
+
+/// A reader of results, ready to run.
+pub(crate) struct Reader {
+    /// Where the results come from.
+    pub source: Box<dyn Subscriber>,
+    /// A second reader, of the whole log, that counts the batch where `source` does not tell all of it.
+    pub census: Option<Box<dyn Subscriber>>,
+    /// What is counted from the source; it knows what an earlier run wrote.
+    pub tally: Tally,
+    /// What is counted from the census.
+    pub counted: Tally,
+    /// Whether the source forgets what is committed: the output must then be on the disk before.
+    pub durable: bool,
+    /// What is written. Everything that comes is counted.
+    pub show: Filter,
+    /// Gathers results into summaries, if asked.
+    pub gather: Option<Gather>,
+    /// The rows to be.
+    pub rows: Rows,
+    /// Where they go; nowhere when only the counts are wanted.
+    pub output: Option<Writer>,
+    /// How long rows may wait before they are written.
+    pub page: Duration,
+    /// What ends the reader.
+    pub ending: Ending,
+    /// Counts on a terminal.
+    pub bar: ProgressBar,
+}
+
+/// What a run came to.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    /// Why it ended.
+    pub ended: Ended,
+    /// Whether the batch is complete.
+    pub complete: bool,
+    /// The counts of the batch, or of what was read.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// Rows written.
+    pub written: u64,
+    /// Deliveries of a result that was here already; they were dropped.
+    pub repeated: u64,
+    /// Results of the batch that did not come to this subscriber: taken by an earlier run, or older than its name.
+    pub elsewhere: u64,
+    /// Time, rate and limit, for each provider.
+    pub calls: Vec<CallStatistics>,
+}
+
+/// What changes while a reader runs.
+struct Run {
+    reader: Reader,
+    began: Instant,
+    began_at: Timestamp,
+    last_arrival: Instant,
+    last_write: Instant,
+    uncommitted: usize,
+    repeated: u64,
+    elsewhere: u64,
+    passed_present: bool,
+}
+
+impl Reader {
+    /// Reads until its [`Ending`], or until `stop`; then everything that was read is written and committed.
+    ///
+    /// # Errors
+    /// When the subscription can't go on, or the output takes no more: what was not committed comes again.
+    pub(crate) async fn run(self, queue: Arc<dyn Queue>, stop: CancellationToken) -> anyhow::Result<Report> {
+        let now = Instant::now();
+        let mut run = Run {
+            reader: self,
+            began: now,
+            began_at: Timestamp::now(),
+            last_arrival: now,
+            last_write: now,
+            uncommitted: 0,
+            repeated: 0,
+            elsewhere: 0,
+            passed_present: false,
+        };
+        let ended = match run.read(&*queue, &stop).await {
+            Err(error) if output_closed(&error) => Ended::OutputClosed,
+            ended => ended?,
+        };
+        run.finish(ended, &stop).await
+    }
+}
+
+impl Run {
+    async fn read(&mut self, queue: &dyn Queue, stop: &CancellationToken) -> anyhow::Result<Ended> {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut hinted = false;
+        loop {
+            tokio::select! {
+                arrival = self.reader.source.next() => self.take(arrival?)?,
+                arrival = next_of(&mut self.reader.census) => self.count(arrival?),
+                _ = tick.tick() => {
+                    if self.last_write.elapsed() >= self.reader.page {
+                        self.write(stop).await?;
+                    }
+                    if let Some(ended) = self.reader.ending.verdict(&self.standing(queue)) {
+                        return Ok(ended);
+                    }
+                    self.show_progress();
+                    hinted = hinted || self.hint();
+                }
+                () = stop.cancelled() => return Ok(Ended::Interrupted),
+            }
+            if self.uncommitted >= COMMIT_EVERY {
+                self.write(stop).await?;
+            }
+        }
+    }
+
+    /// Takes an announcement of the source: counted always, written when it is news and wanted.
+    fn take(&mut self, announcement: Announcement) -> anyhow::Result<()> {
+        self.last_arrival = Instant::now();
+        self.uncommitted += 1;
+        match announcement {
+            Announcement::Batch(event) => self.reader.tally.event(event),
+            Announcement::Result(result, trace) => {
+                self.passed_present |= result.completed_at >= self.began_at;
+                match self.reader.tally.result(&result) {
+                    Sight::Repeated => self.repeated += 1,
+                    sight => {
+                        if sight == Sight::New && self.reader.counted.knows(result.id) {
+                            self.elsewhere = self.elsewhere.saturating_sub(1);
+                        }
+                        let announcement = Announcement::Result(result, trace);
+                        if self.reader.show.wants(&announcement)
+                            && let Announcement::Result(result, _) = announcement
+                        {
+                            self.row(&result)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts an announcement of the log.
+    fn count(&mut self, announcement: Announcement) {
+        self.last_arrival = Instant::now();
+        match announcement {
+            Announcement::Batch(event) => self.reader.counted.event(event),
+            Announcement::Result(result, _) => {
+                let news = self.reader.counted.result(&result) == Sight::New;
+                self.elsewhere += u64::from(news && !self.reader.tally.knows(result.id));
+            }
+        }
+    }
+
+    fn row(&mut self, result: &ImageResult) -> anyhow::Result<()> {
+        match &mut self.reader.gather {
+            Some(gather) => {
+                let summaries = gather.add(result);
+                self.reader.rows.summaries(&summaries)
+            }
+            None => self.reader.rows.result(result),
+        }
+    }
+
+    /// Writes the waiting rows, then commits: in this order, a crash in between costs a repetition and no result.
+    async fn write(&mut self, stop: &CancellationToken) -> anyhow::Result<()> {
+        self.last_write = Instant::now();
+        if self.reader.rows.waiting() > 0 {
+            let bytes = self.reader.rows.drain()?;
+            if let Some(output) = &self.reader.output {
+                let patience = async {
+                    stop.cancelled().await;
+                    tokio::time::sleep(LAST_WRITE).await;
+                };
+                tokio::select! {
+                    written = output.write(bytes, self.reader.durable) => written?,
+                    () = patience => anyhow::bail!("the output takes no more rows; what it did not take comes again"),
+                }
+            }
+        }
+        if self.uncommitted > 0 {
+            self.uncommitted = 0;
+            if let Err(error) = self.reader.source.commit().await {
+                // It is delivered again, and known then.
+                tracing::warn!(%error, "not committed");
+            }
+        }
+        Ok(())
+    }
+
+    async fn finish(mut self, ended: Ended, stop: &CancellationToken) -> anyhow::Result<Report> {
+        let counts = self.totals().counts();
+        let complete = counts.complete();
+        if ended != Ended::OutputClosed {
+            let last = self.reader.gather.as_mut().map(|gather| gather.finish(complete));
+            self.reader.rows.summaries(&last.unwrap_or_default())?;
+            // A bound of its own: the interruption may be why we are here.
+            timeout(LAST_WRITE * 2, self.write(stop))
+                .await
+                .context("the last rows could not be written")??;
+        }
+        self.reader.bar.finish_and_clear();
+        Ok(Report {
+            ended,
+            complete,
+            counts,
+            written: if self.reader.output.is_some() {
+                self.reader.rows.total()
+            } else {
+                0
+            },
+            repeated: self.repeated,
+            elsewhere: self.elsewhere,
+            calls: self.totals().statistics(),
+        })
+    }
+
+    /// The counts of the batch: the census's, where there is one.
+    fn totals(&self) -> &Tally {
+        if self.reader.census.is_some() {
+            &self.reader.counted
+        } else {
+            &self.reader.tally
+        }
+    }
+
+    fn standing(&self, queue: &dyn Queue) -> Standing {
+        Standing {
+            running: self.began.elapsed(),
+            silent: self.last_arrival.elapsed(),
+            complete: self.totals().counts().complete(),
+            elsewhere: self.elsewhere,
+            passed_present: self.passed_present,
+            reachable: queue.health().is_ok(),
+        }
+    }
+
+    fn show_progress(&self) {
+        let counts = self.totals().counts();
+        if let Some(expected) = counts.expected {
+            self.reader.bar.set_length(expected);
+        }
+        self.reader.bar.set_position(counts.results);
+        self.reader
+            .bar
+            .set_message(format!("{} failed, {} dead", counts.failed, counts.dead));
+    }
+
+    /// Says once that nothing is known of the batch: its name may be mistyped.
+    fn hint(&self) -> bool {
+        let nothing = self.last_arrival == self.began && self.began.elapsed() >= HINT_AFTER;
+        if let (true, Some(batch)) = (nothing, &self.reader.show.batch) {
+            self.reader.bar.suspend(|| {
+                eprintln!(
+                    "nothing of batch `{batch}` so far; waiting for it (is the name right? Ctrl-C ends)"
+                );
+            });
+        }
+        nothing
+    }
+}
+
+async fn next_of(subscriber: &mut Option<Box<dyn Subscriber>>) -> Result<Announcement, QueueError> {
+    match subscriber {
+        Some(subscriber) => subscriber.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn output_closed(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
