@@ -52,7 +52,7 @@ pub(crate) struct Crew {
 
 /// A provider with its client, its limit stack and its slot desk.
 pub(crate) struct Serving {
-    pub(crate) provider: Provider,
+    pub(crate) provider: Arc<Provider>,
     pub(crate) client: Client,
     pub(crate) stack: Stack,
     pub(crate) desk: Desk,
@@ -60,7 +60,7 @@ pub(crate) struct Serving {
 
 impl Serving {
     pub(crate) fn new(
-        provider: Provider,
+        provider: Arc<Provider>,
         engines: &Engines,
         tasks: &TaskTracker,
         stop: CancellationToken,

@@ -85,7 +85,7 @@ impl Report {
 /// [`RunError`] when it can't start. Servers that are away are waited for.
 pub async fn run(
     config: Config,
-    providers: Vec<Provider>,
+    providers: Vec<Arc<Provider>>,
     engines: Engines,
     admin: Option<TcpListener>,
     shutdown: CancellationToken,
@@ -128,7 +128,7 @@ pub async fn run(
 
 fn muster(
     config: Config,
-    providers: Vec<Provider>,
+    providers: Vec<Arc<Provider>>,
     engines: Engines,
     tasks: &TaskTracker,
     stop: &CancellationToken,
