@@ -4,12 +4,13 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt, stream};
 use lapin::{
     Channel, Consumer, Error,
     message::Delivery as Message,
@@ -37,6 +38,8 @@ use crate::{
 
 /// Time for a request on the channel (qos, consume, cancel).
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Jobs given back at the same time when an intake stops.
+const GIVEN_BACK_AT_ONCE: usize = 64;
 /// Pause before a lost session is opened again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(250);
 
@@ -129,6 +132,8 @@ impl Pump {
 
     /// Lends until told to stop (`Ok`) or the session is lost.
     async fn lend_from(&mut self, mut session: Session) -> Result<(), QueueError> {
+        let (publisher, tasks) = (self.publisher.clone(), self.tasks.clone());
+        let lender = Lender { publisher, channel: session.channel.clone(), tasks };
         loop {
             let place = tokio::select! {
                 place = self.lend.reserve() => place,
@@ -146,7 +151,7 @@ impl Pump {
             };
             match picked {
                 Some((lane, message)) => {
-                    if let Some(delivery) = deliver(&self.publisher, &self.tasks, lane, message) {
+                    if let Some(delivery) = lender.deliver(lane, message) {
                         place.send(delivery);
                     }
                 }
@@ -157,18 +162,16 @@ impl Pump {
                 }
             }
         }
-        self.drain(session).await;
+        Self::drain(session, &lender).await;
         Ok(())
     }
 
     /// Consumers are cancelled, and what they had received ahead goes back as fresh messages: a requeue would
     /// count towards the delivery limit, and rolling restarts would kill innocent jobs.
-    async fn drain(&self, mut session: Session) {
-        for (lane, message) in session.cancel().await {
-            if let Some(delivery) = deliver(&self.publisher, &self.tasks, lane, message) {
-                give_back(delivery).await;
-            }
-        }
+    async fn drain(mut session: Session, lender: &Lender) {
+        let left = session.cancel().await;
+        let deliveries = left.into_iter().filter_map(|(lane, message)| lender.deliver(lane, message));
+        stream::iter(deliveries).for_each_concurrent(GIVEN_BACK_AT_ONCE, give_back).await;
     }
 }
 
@@ -180,28 +183,35 @@ async fn give_back(delivery: Delivery) {
     }
 }
 
-/// Reads the message; one that is no job is buried, and nothing is delivered.
-fn deliver(
-    publisher: &Publisher,
-    tasks: &TaskTracker,
-    lane: (Priority, u8),
-    message: Message,
-) -> Option<Delivery> {
-    let publisher = publisher.clone();
-    match Job::from_message(&message.data) {
-        Ok(mut job) => {
-            // The queue that it came from is the truth: a retry goes back there.
-            (job.priority, job.lane) = lane;
-            job.traceparent = job
-                .traceparent
-                .or_else(|| header(&message, "traceparent")?.parse().ok());
-            let settle = RabbitSettle::new(message.acker, publisher, &job, tasks);
-            Some(Delivery::new(job, Box::new(settle)))
-        }
-        Err(why) => {
-            warn!(reason = why.reason().as_str(), bytes = message.data.len(), %why, "a message is no job");
-            tasks.spawn(settle::bury(publisher, message.acker, message.data, why));
-            None
+/// What one session's deliveries are settled with.
+#[derive(Clone)]
+struct Lender {
+    publisher: Publisher,
+    channel: Arc<Channel>,
+    tasks: TaskTracker,
+}
+
+impl Lender {
+    /// Reads the message; one that is no job is buried, and nothing is delivered.
+    fn deliver(&self, lane: (Priority, u8), message: Message) -> Option<Delivery> {
+        match Job::from_message(&message.data) {
+            Ok(mut job) => {
+                // The queue that it came from is the truth: a retry goes back there.
+                (job.priority, job.lane) = lane;
+                job.traceparent = job.traceparent.or_else(|| header(&message, "traceparent")?.parse().ok());
+                let Self { publisher, channel, tasks } = self.clone();
+                let settle = RabbitSettle::new(message.acker, channel, publisher, &job, tasks);
+                Some(Delivery::new(job, Box::new(settle)))
+            }
+            Err(why) => {
+                warn!(reason = why.reason().as_str(), bytes = message.data.len(), %why, "a message is no job");
+                let Self { publisher, channel, tasks } = self.clone();
+                tasks.spawn(async move {
+                    settle::bury(publisher, message.acker, message.data, why).await;
+                    drop(channel);
+                });
+                None
+            }
         }
     }
 }
@@ -215,7 +225,7 @@ fn header(message: &Message, name: &str) -> Option<String> {
 
 /// One channel with a consumer on every lane.
 struct Session {
-    channel: Channel,
+    channel: Arc<Channel>,
     lanes: Vec<Lane>,
     turns: Turns,
     generation: u32,
@@ -231,7 +241,7 @@ struct Lane {
 
 impl Session {
     async fn open(up: &Up, lanes: u8, prefetch: u16) -> Result<Self, QueueError> {
-        let channel = bounded(up.connection.create_channel()).await?;
+        let channel = Arc::new(bounded(up.connection.create_channel()).await?);
         let keys: Vec<_> = Priority::ALL
             .into_iter()
             .flat_map(|p| (0..lanes).map(move |lane| (p, lane)))

@@ -1,11 +1,11 @@
 //! Ends one delivery: what follows from it is stored first, then it is acked.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use lapin::{
-    Acker,
+    Acker, Channel,
     options::{BasicAckOptions, BasicNackOptions},
 };
 use tokio::time::timeout;
@@ -30,14 +30,22 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 /// The right to settle one delivery. Dropped unsettled (a panic, an error), it gives the job back.
 pub(super) struct RabbitSettle {
     acker: Option<Acker>,
+    /// lapin closes a channel with its last handle, and the broker then takes back what is not acked.
+    channel: Arc<Channel>,
     publisher: Publisher,
     traceparent: Option<TraceParent>,
     tasks: TaskTracker,
 }
 
 impl RabbitSettle {
-    pub(super) fn new(acker: Acker, publisher: Publisher, job: &Job, tasks: &TaskTracker) -> Self {
-        Self { acker: Some(acker), publisher, traceparent: job.traceparent, tasks: tasks.clone() }
+    pub(super) fn new(
+        acker: Acker,
+        channel: Arc<Channel>,
+        publisher: Publisher,
+        job: &Job,
+        tasks: TaskTracker,
+    ) -> Self {
+        Self { acker: Some(acker), channel, publisher, traceparent: job.traceparent, tasks }
     }
 
     fn messages(&self, settlement: Settlement) -> Result<Vec<Message>, QueueError> {
@@ -70,7 +78,11 @@ impl Drop for RabbitSettle {
         if let Some(acker) = self.acker.take() {
             let requeue = BasicNackOptions { requeue: true, multiple: false };
             // On a channel that is gone the broker has taken the job back already.
-            self.tasks.spawn(async move { timeout(ACK_TIMEOUT, acker.nack(requeue)).await.ok() });
+            let channel = self.channel.clone();
+            self.tasks.spawn(async move {
+                let _ = timeout(ACK_TIMEOUT, acker.nack(requeue)).await;
+                drop(channel);
+            });
         }
     }
 }
@@ -82,13 +94,9 @@ impl Drop for RabbitSettle {
 pub(super) async fn ack(acker: &Acker) -> Result<(), QueueError> {
     match timeout(ACK_TIMEOUT, acker.ack(BasicAckOptions::default())).await {
         Ok(Ok(true)) => Ok(()),
-        Ok(Ok(false)) => Err(QueueError::Away(
-            "the delivery's channel is gone, the job will come again".to_owned(),
-        )),
-        Ok(Err(error)) => Err(super::topology::away(error)),
-        Err(_) => Err(QueueError::Away(
-            "the ack could not be written in time".to_owned(),
-        )),
+        Ok(Ok(false)) => Err(QueueError::Unacked("its channel is gone".to_owned())),
+        Ok(Err(error)) => Err(QueueError::Unacked(error.to_string())),
+        Err(_) => Err(QueueError::Unacked("the ack could not be written in time".to_owned())),
     }
 }
 
