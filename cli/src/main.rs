@@ -1,2 +1,105 @@
-//! The one binary.
-fn main() {}
+//! `pixfleet`, the one binary: every role is a subcommand, and this crate alone wires roles to servers.
+//!
+//! `main` parses, reads the settings, starts the log and the runtime, and turns how the role ended into an exit
+//! code. Each role is a file of its own: its arguments, and `run`.
+
+mod config;
+mod exit;
+mod health;
+mod output;
+mod schemas;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow};
+use clap::{Parser, Subcommand};
+use pixfleet_shared::telemetry;
+
+use crate::{
+    config::{Loaded, Sources},
+    exit::Exit,
+};
+
+/// Pushes millions of images through rate-limited image APIs, and loses none.
+#[derive(Debug, Parser)]
+#[command(name = "pixfleet", version, max_term_width = 110, after_help = "EXAMPLES
+  pixfleet demo                                        the whole way on one machine, against a sandbox
+  pixfleet config example > pixfleet.toml              a settings file to start from
+  pixfleet enqueue images.csv --provider restb --models re_roomtype_global_v2 --batch spring
+  pixfleet worker                                      as many as you like, under one limit
+  pixfleet results --batch spring --by-image
+
+EXIT CODES
+  0 done   1 failed   2 wrong command line or settings   3 done, but bad manifest rows were left out
+  4 stopped on request with work left, which is still in the queue")]
+struct Cli {
+    #[command(subcommand)]
+    role: Role,
+    #[command(flatten)]
+    sources: Sources,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    Config(config::Args),
+    Health(health::Args),
+    Schemas(schemas::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    run(cli).unwrap_or_else(|error| Exit::of_error(&error).into())
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let sources = cli.sources;
+    match cli.role {
+        Role::Config(args) => config::run(args, &sources),
+        Role::Schemas(args) => schemas::run(&args),
+        Role::Health(args) => runtime()?.block_on(health::run(args, &sources)),
+    }
+}
+
+/// The settings, once the log is started and TLS has its provider.
+#[expect(dead_code, reason = "for the roles that talk to servers")]
+fn prepare(sources: &Sources) -> anyhow::Result<Loaded> {
+    let loaded = sources.load()?;
+    let log = &loaded.config.log;
+    telemetry::start_log(&log.filter, log.format).map_err(|error| anyhow!("the log can't be started: {error}"))?;
+    // RabbitMQ, Redis and HTTP share it; a second installation would be refused, and there is none.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Ok(loaded)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the async runtime can't be started")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_examples() {
+        let mut left: Vec<clap::Command> = vec![Cli::command()];
+        while let Some(command) = left.pop() {
+            let help = command.get_after_help().or(command.get_after_long_help()).map(ToString::to_string);
+            let shown = command.is_hide_set() || help.is_some_and(|help| help.contains("EXAMPLES"));
+            assert!(shown, "`pixfleet {}` has no EXAMPLES", command.get_name());
+            left.extend(command.get_subcommands().cloned());
+        }
+    }
+
+    #[test]
+    fn flags_of_the_settings_may_stand_behind_the_role() {
+        let cli = Cli::try_parse_from(["pixfleet", "health", "--set", "a.b=1", "--config", "c.toml", "--set", "c=2"]);
+        assert_eq!(cli.unwrap().sources.set, ["a.b=1", "c=2"]);
+    }
+}

@@ -34,7 +34,7 @@ mod path;
 mod problem;
 
 pub use check::schema;
-pub use describe::nearest;
+pub use describe::{nearest, wanted};
 pub use document::{Document, Leaf};
 pub use problem::{Problem, Problems};
 

@@ -20,6 +20,11 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     (best.0 >= 0.6).then_some(best.1)
 }
 
+/// What a schema of [`schema`](super::schema) asks for, in words: `a whole number from 1 to 100`.
+pub fn wanted(schema: &Value) -> String {
+    expected(schema, schema)
+}
+
 /// What `schema` asks for: `a whole number from 1 to 100`, `one of `text`, `json``.
 pub(super) fn expected(schema: &Value, root: &Value) -> String {
     let schema = resolved(schema, root);

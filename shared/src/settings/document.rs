@@ -64,6 +64,18 @@ impl Document {
         }
     }
 
+    /// The document of one value; `name` is its origin.
+    pub fn of(name: &str, value: Value) -> Self {
+        let origin = Origin {
+            name: name.into(),
+            line: None,
+        };
+        Self {
+            at: Path::default(),
+            root: Node::of(value, &origin),
+        }
+    }
+
     /// Reads TOML; `name` is the file's name in problems.
     ///
     /// # Errors

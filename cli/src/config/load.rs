@@ -1,0 +1,219 @@
+//! Where settings come from, in this order: the file, the environment over it, flags over both.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use pixfleet_shared::settings::{Document, Problem, Problems};
+
+use super::{Config, environment, fields, secrets};
+
+/// The flags that every command takes.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Sources {
+    /// The settings file. Default: $PIXFLEET_CONFIG, else ./pixfleet.toml, else /etc/pixfleet/pixfleet.toml, else none
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Settings")]
+    pub(crate) config: Option<PathBuf>,
+    /// Sets one field over the file and the environment; may be given more than once
+    #[arg(long, global = true, value_name = "FIELD=VALUE", help_heading = "Settings")]
+    pub(crate) set: Vec<String>,
+}
+
+/// Settings that were read, and where each came from.
+pub(crate) struct Loaded {
+    /// The settings.
+    pub(crate) config: Config,
+    /// As they were written: for the providers' tables, and for problems that only a role can see.
+    pub(crate) document: Document,
+}
+
+impl Loaded {
+    /// Each provider's name and table, as the worker's loader takes them.
+    pub(crate) fn providers(&self) -> Vec<(String, Document)> {
+        let names = self.config.providers.keys();
+        names.filter_map(|name| Some((name.clone(), self.document.subtable(&format!("providers.\"{name}\""))?))).collect()
+    }
+}
+
+impl Sources {
+    /// Reads all sources.
+    ///
+    /// # Errors
+    /// Everything that is wrong in any of them.
+    pub(crate) fn load(&self) -> Result<Loaded, Problems> {
+        let environment: Vec<_> = std::env::vars_os().collect();
+        self.load_with(&environment, Path::new("."))
+    }
+
+    /// Reads all sources, with this environment and working directory.
+    pub(super) fn load_with(&self, environment: &[(OsString, OsString)], directory: &Path) -> Result<Loaded, Problems> {
+        let (mut document, mut problems) = match self.read_file(environment, directory) {
+            Ok(document) => (document, Problems::default()),
+            // The others are still looked at: what is wrong with them is said now, too.
+            Err(problems) => (Document::empty("settings"), problems),
+        };
+        problems.extend(secrets::refused(&document));
+        problems.extend(environment::apply(environment, &mut document));
+        problems.extend(self.apply_flags(&mut document));
+        match document.read::<Config>() {
+            Ok(config) => {
+                problems.extend(config.problems(&document));
+                problems.or(Loaded { config, document })
+            }
+            Err(more) => {
+                problems.extend(more);
+                Err(problems)
+            }
+        }
+    }
+
+    fn read_file(&self, environment: &[(OsString, OsString)], directory: &Path) -> Result<Document, Problems> {
+        let Some(path) = self.file(environment, directory) else {
+            return Ok(Document::empty("settings"));
+        };
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(directory.join(&path))
+            .map_err(|error| Problem::of(&name, format!("the settings file can't be read: {error}")))?;
+        Document::parse(&name, &text)
+    }
+
+    fn file(&self, environment: &[(OsString, OsString)], directory: &Path) -> Option<PathBuf> {
+        let named = environment.iter().find(|(name, value)| name == environment::CONFIG && !value.is_empty());
+        let found = || {
+            let places = ["pixfleet.toml", "/etc/pixfleet/pixfleet.toml"];
+            places.into_iter().map(PathBuf::from).find(|place| directory.join(place).exists())
+        };
+        self.config.clone().or_else(|| named.map(|(_, path)| path.into())).or_else(found)
+    }
+
+    fn apply_flags(&self, document: &mut Document) -> Problems {
+        let (known, mut problems) = (fields::fields(), Problems::default());
+        // Apart from the others first: a flag is seen by everyone on the machine, so a secret is refused in one.
+        let mut flags = Document::empty("--set");
+        for flag in &self.set {
+            let Some((field, text)) = flag.split_once('=') else {
+                problems.push(Problem::of("--set", "no `=`: write --set FIELD=VALUE, like --set worker.concurrency=8"));
+                continue;
+            };
+            let value = match known.iter().find(|known| known.name == field) {
+                Some(field) => field.value(text),
+                None => fields::toml_value(text).unwrap_or_else(|| text.into()),
+            };
+            let origin = format!("--set {field}");
+            if !field.contains('[') {
+                problems.extend(flags.set(field, value.clone(), &origin).err());
+            }
+            problems.extend(document.set(field, value, &origin).err());
+        }
+        problems.extend(secrets::refused(&flags));
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Given {
+        directory: tempfile::TempDir,
+        environment: Vec<(OsString, OsString)>,
+        sources: Sources,
+    }
+
+    fn given(toml: &str, environment: &[(&str, &str)], set: &[&str]) -> Given {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("pixfleet.toml"), toml).unwrap();
+        Given {
+            directory,
+            environment: environment.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            sources: Sources { config: None, set: set.iter().map(|&flag| flag.to_owned()).collect() },
+        }
+    }
+
+    impl Given {
+        fn load(&self) -> Result<Loaded, Problems> {
+            self.sources.load_with(&self.environment, self.directory.path())
+        }
+
+        fn problems(&self) -> String {
+            self.load().err().map(|problems| problems.to_string()).unwrap_or_default()
+        }
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file_and_flags_over_both() {
+        let toml = "[rabbitmq]\nlanes = 1\nheartbeat_s = 11\n[log]\nfilter = 'warn'";
+        let environment = [("PIXFLEET_RABBITMQ_LANES", "2"), ("PIXFLEET_LOG_FILTER", "error")];
+        let loaded = given(toml, &environment, &["rabbitmq.lanes=3"]).load().unwrap();
+        assert_eq!(loaded.config.rabbitmq.lanes, 3);
+        assert_eq!(loaded.config.log.filter, "error");
+        assert_eq!(loaded.config.rabbitmq.heartbeat_s, 11);
+        assert_eq!(loaded.document.origin("rabbitmq.lanes"), "--set rabbitmq.lanes");
+        assert_eq!(loaded.document.origin("rabbitmq.heartbeat_s"), "pixfleet.toml:3");
+    }
+
+    #[test]
+    fn no_file_at_all_means_the_defaults() {
+        let directory = tempfile::tempdir().unwrap();
+        let loaded = Sources::default().load_with(&[], directory.path()).unwrap();
+        assert_eq!(loaded.config, Config::default());
+    }
+
+    #[test]
+    fn a_file_that_was_named_must_be_there() {
+        let given = given("", &[("PIXFLEET_CONFIG", "other.toml")], &[]);
+        assert!(given.problems().starts_with("other.toml: the settings file can't be read: "), "{}", given.problems());
+    }
+
+    #[test]
+    fn what_is_wrong_in_every_source_is_said_at_once() {
+        let toml = "[rabbitmq]\nlanse = 4\nurl = 'amqp://me:hunter2@mq'\n[admin]\nlisten = 9600\n";
+        let environment = [("PIXFLEET_RABBITMQ_LANES", "none"), ("PIXFLEET_LOG_FORMT", "json")];
+        let flags = ["log.format=yaml", "redis.url=redis://:hunter2@r", "nonsense"];
+        let problems = given(toml, &environment, &flags).problems();
+        let starts = [
+            "--set: no `=`",
+            "--set log.format: log.format: found the text `yaml`: give `text` or `json`",
+            "--set redis.url: redis.url: holds a password: put the URL into PIXFLEET_REDIS_URL",
+            "PIXFLEET_LOG_FORMT: unknown variable: did you mean `PIXFLEET_LOG_FORMAT`?",
+            "PIXFLEET_RABBITMQ_LANES: rabbitmq.lanes: found the text `none`: give a whole number from 1 to 16",
+            "pixfleet.toml:2: rabbitmq.lanse: unknown key: did you mean `lanes`?",
+            "pixfleet.toml:3: rabbitmq.url: holds a password",
+            "pixfleet.toml:5: admin.listen: found 9600: give a text",
+        ];
+        assert_eq!(problems.lines().count(), starts.len(), "{problems}");
+        for (line, start) in problems.lines().zip(starts) {
+            assert!(line.starts_with(start), "{line}\ndoes not start with\n{start}");
+        }
+        assert!(!problems.contains("hunter2"));
+    }
+
+    #[test]
+    fn values_that_only_a_library_can_read_are_checked_too() {
+        let toml = "[rabbitmq]\nurl = 'http://mq'\n[log]\nfilter = 'pixfleet=loud'\n[admin]\nlisten = 'here'\n";
+        let problems = given(toml, &[], &[]).problems();
+        for start in ["pixfleet.toml:2: rabbitmq.url: ", "pixfleet.toml:4: log.filter: ", "pixfleet.toml:6: admin.listen: "] {
+            assert!(problems.lines().any(|line| line.starts_with(start)), "{problems}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_welcome_in_the_environment() {
+        let given = given("", &[("PIXFLEET_RABBITMQ_URL", "amqp://me:hunter2@mq/v")], &[]);
+        assert_eq!(given.load().unwrap().config.rabbitmq.url, "amqp://me:hunter2@mq/v");
+    }
+
+    #[test]
+    fn a_provider_keeps_its_table_and_its_lines() {
+        let toml = "[providers.\"my api\"]\npreset = 'restb'\nlimits = [{ name = 'rate', calls = 4 }]\n";
+        let loaded = given(toml, &[], &["providers.\"my api\".limits[0].calls=8"]).load().unwrap();
+        let [(name, table)] = &loaded.providers()[..] else { panic!("one provider") };
+        assert_eq!(name, "my api");
+        assert_eq!(table.get("limits[0].calls"), Some(8.into()));
+        assert_eq!(
+            table.problem("preset", "unknown").to_string(),
+            "pixfleet.toml:2: providers.\"my api\".preset: unknown"
+        );
+    }
+}
