@@ -8,6 +8,25 @@
 //! A call's way: `connection` -> `call` (arrival, verdict, fate, answer: one straight line) with
 //! `contract` (what the vendor reads and writes), `account` (judge and bill of one key) and `access` (the log).
 //! Every answer is a pure function of the image and the model ([`answer`]), so every result can be checked.
+//!
+//! ```
+//! # use pixfleet_sandbox::{Judging, Latency, Rule, Sandbox, Settings};
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//! let settings = Settings {
+//!     judging: Judging { rule: Rule::Sliding, limit: 200, window_ms: 1_000, count_refused: false },
+//!     latency: Latency::Constant { ms: 50 },
+//!     ..Settings::default()
+//! };
+//! let sandbox = Sandbox::start(listener, settings)?;
+//! // ... send calls to sandbox.url() ...
+//! let lines = sandbox.access().await; // the newest 10,000, unless access_tail says otherwise
+//! let bill = sandbox.shutdown().await?;
+//! assert_eq!(bill.total.throttled, 0);
+//! # Ok(())
+//! # }
+//! ```
 
 mod access;
 mod account;

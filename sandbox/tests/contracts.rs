@@ -343,3 +343,17 @@ async fn what_is_not_a_call_costs_nothing() {
     assert_eq!((bill.total.calls, bill.images_served), (0, 1));
     assert!(sandbox.access().await.is_empty());
 }
+
+#[test]
+fn the_answers_in_the_documentation_are_the_real_ones() {
+    let page = include_str!("../../docs/sandbox.md");
+    let image = "https://images.example/1.jpg";
+    for model in [ROOM, "mood"] {
+        for said in [label_for(image, model), score_for(image, model).to_string()] {
+            assert!(
+                page.contains(&said),
+                "docs/sandbox.md does not show {model}'s {said}"
+            );
+        }
+    }
+}
