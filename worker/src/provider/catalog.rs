@@ -36,6 +36,16 @@ pub struct Source<'a> {
     pub folder: &'a Path,
 }
 
+impl<'a> Source<'a> {
+    /// The environment of this process, and the folder of the settings file.
+    pub fn process(folder: &'a Path) -> Self {
+        Self {
+            env: &|name| std::env::var(name).ok(),
+            folder,
+        }
+    }
+}
+
 impl Catalog {
     /// Compiles every table below `providers` of the settings.
     ///
