@@ -5,7 +5,7 @@
 //! file or stdout); `ending` decides when it is over. `earlier` continues the file of a run that ended.
 
 mod calls;
-mod cell;
+pub(crate) mod cell;
 mod csv_rows;
 mod earlier;
 mod ending;
@@ -34,18 +34,20 @@ use pixfleet_shared::{
     queue::{Filter, From, Queue, Subscription},
     result::Outcome,
 };
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::{config::Config, worker::on_signal};
 
 use self::{
     ending::Ending,
-    gather::Gather,
     read::{Reader, Report},
     rows::{Format, Rows},
-    tally::{Counts, Tally},
+    tally::Counts,
     writer::Writer,
+};
+pub(crate) use self::{
+    gather::{Gather, Summary},
+    seen::Sight,
+    tally::Tally,
 };
 
 /// Reads results: of a batch until it is complete, of the last hours, or from now on.
@@ -130,12 +132,10 @@ pub(crate) struct Args {
 /// When the arguments contradict each other, the broker is away, or the output can't be written.
 pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
     args.check()?;
+    let stop = on_signal()?;
     let queue: Arc<dyn Queue> = RabbitQueue::connect(config.rabbitmq).await?;
     let reader = args.reader(&*queue).await?;
-    let stop = CancellationToken::new();
-    let watch = tokio::spawn(interrupted(stop.clone())?);
     let report = reader.run(queue.clone(), stop).await;
-    watch.abort();
     queue.close().await;
     let report = report?;
     args.tell(&report)?;
@@ -302,18 +302,6 @@ fn new_file(path: &Path) -> anyhow::Result<File> {
             "can't write {}: give --out a file in a folder that you may write",
             path.display()
         )
-    })
-}
-
-/// Ends with the first Ctrl-C or SIGTERM.
-fn interrupted(stop: CancellationToken) -> anyhow::Result<impl Future<Output = ()> + Send> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        stop.cancel();
     })
 }
 
