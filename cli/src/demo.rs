@@ -7,21 +7,26 @@ mod figures;
 mod stage;
 mod view;
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use pixfleet_producer::plan::{Plan, Stamp, Tariff};
+use pixfleet_producer::{
+    BadRows, Order,
+    manifest::{Manifest, Reading},
+    plan::{Plan, Tariff},
+    record::{Identity, Record},
+};
 use pixfleet_sandbox::{Running, Sandbox};
 use pixfleet_shared::{
-    batch::{BatchEvent, BatchName, BatchState},
+    batch::BatchName,
     fleet::{rabbit::RabbitQueue, redis::Redis},
-    job::{Priority, WIRE_VERSION},
-    queue::{Filter, From, Queue, Subscriber, Subscription},
+    job::Priority,
+    queue::{Filter, From, Subscriber, Subscription},
     result::Announcement,
     trace::TraceParent,
 };
 use pixfleet_worker::{Engines, Report};
-use tokio::{net::TcpListener, task::JoinSet, time::interval};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -130,7 +135,7 @@ impl Play<'_> {
         let mut results = queue.subscribe(self.subscription()).await?;
         let shutdown = stop.child_token();
         let mut workers = self.workers(&shutdown)?;
-        self.enqueue().await?;
+        self.enqueue(stop).await?;
         let read = tokio::select! {
             read = self.read(&mut *results) => read,
             () = stop.cancelled() => Err(anyhow::anyhow!("interrupted; what was not done is still in the queue")),
@@ -188,35 +193,33 @@ impl Play<'_> {
         Ok(workers)
     }
 
-    async fn enqueue(&self) -> anyhow::Result<()> {
-        let queue = &*self.engines.queue;
-        let lane = queue.open_lane(Priority::High).await?;
-        let stamp = Stamp {
+    /// As `pixfleet enqueue` does it: a manifest, a record of what is confirmed, and the queue.
+    async fn enqueue(&self, stop: &CancellationToken) -> anyhow::Result<()> {
+        let folder = Folder::new(&self.batch)?;
+        let manifest = folder.0.join("images.csv");
+        std::fs::write(&manifest, stage::manifest()).context("the demo's manifest")?;
+        let manifest = Manifest::open(&[manifest.display().to_string()], Reading::default())?;
+        let plan = Plan::new(
+            stage::PROVIDER,
+            &stage::MODELS.map(str::to_owned),
+            1,
+            Tariff::default(),
+        )?;
+        let priority = Priority::High;
+        let identity = Identity::new(&self.batch, &plan, priority, "demo");
+        let record = Record::open(&folder.0.join("record.sqlite"), &identity)?;
+        let order = Order {
             batch: self.batch.clone(),
-            priority: Priority::High,
-            lane,
+            priority,
+            plan,
             trace: Some(TraceParent::random()),
+            bad_rows: BadRows::Stop,
         };
-        let models = stage::MODELS.map(str::to_owned);
-        let plan = Plan::new(stage::PROVIDER, &models, 1, Tariff::default())?;
-        let mut jobs = Vec::new();
-        for image in stage::images() {
-            jobs.extend(plan.jobs(&stamp, &image, &Default::default())?);
-        }
-        let event = |state, jobs, results| BatchEvent {
-            v: WIRE_VERSION,
-            batch: self.batch.clone(),
-            state,
-            jobs,
-            results,
-            at: jiff::Timestamp::now(),
-        };
-        queue.announce(event(BatchState::Opened, 0, 0)).await?;
-        let count = jobs.len() as u64;
-        queue.enqueue(jobs).await?;
-        queue
-            .announce(event(BatchState::Closed, count, stage::results()))
-            .await?;
+        let config = pixfleet_producer::Config::default();
+        let (progress, _) = watch::channel(Default::default());
+        let queue = self.engines.queue.clone();
+        let stop = stop.child_token();
+        pixfleet_producer::enqueue(queue, manifest, record, order, &config, stop, &progress).await?;
         Ok(())
     }
 
@@ -263,6 +266,25 @@ async fn engines(config: &Config, batch: &BatchName) -> anyhow::Result<Engines> 
         limiter: redis.limiter(),
         ledger: redis.ledger(),
     })
+}
+
+/// A folder of this run's own, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(batch: &BatchName) -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("pixfleet-{batch}"));
+        std::fs::create_dir(&path).with_context(|| format!("can't make the folder {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!(folder = %self.0.display(), %error, "the demo's folder is left behind");
+        }
+    }
 }
 
 /// A name that no other run has: `demo-20261122-101112-4711`.

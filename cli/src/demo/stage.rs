@@ -3,10 +3,7 @@
 use anyhow::Context as _;
 use comfy_table::{ContentArrangement, Table, presets};
 use pixfleet_sandbox::{Judging, Latency, Rule, Settings};
-use pixfleet_shared::{
-    job::{Image, Source as ImageSource},
-    settings::Document,
-};
+use pixfleet_shared::settings::Document;
 use pixfleet_worker::provider::{Provider, Source};
 
 use crate::results::{Summary, cell};
@@ -53,12 +50,12 @@ pub(super) fn results() -> u64 {
     (IMAGES.len() * MODELS.len()) as u64
 }
 
-/// The images. Nobody fetches them: the sandbox answers by their URL, so every run sees the same.
-pub(super) fn images() -> impl Iterator<Item = Image> {
-    IMAGES.into_iter().map(|name| Image {
-        id: name.to_owned(),
-        source: ImageSource::Url(format!("https://example.com/photos/{name}.jpg")),
-    })
+/// The images as a CSV. Nobody fetches them: the sandbox answers by their URL, so every run sees the same.
+pub(super) fn manifest() -> String {
+    let row = |name| format!("{name},https://example.com/photos/{name}.jpg\n");
+    std::iter::once("id,url\n".to_owned())
+        .chain(IMAGES.map(row))
+        .collect()
 }
 
 /// The sandbox.
