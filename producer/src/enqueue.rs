@@ -1,0 +1,299 @@
+//! The enqueue: rows in, confirmed jobs out, every row accounted for.
+//!
+//! A thread reads and plans, the clerk's thread keeps the record, and one task moves chunks of jobs through
+//! `claim -> enqueue -> confirm`, several at once. What is on its way is bounded by chunks, and a chunk by jobs and
+//! by bytes; a chunk whose queue is away is said again until it is confirmed or patience ends.
+
+mod ending;
+mod read;
+mod tally;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use jiff::Timestamp;
+use pixfleet_shared::{
+    batch::{BatchEvent, BatchName, BatchState},
+    id::Id,
+    job::{Job, Priority},
+    queue::{Queue, QueueError},
+    trace::TraceParent,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+pub use ending::{Stopped, Why};
+pub use read::BadRows;
+use read::{Draft, End};
+pub use tally::{Summary, Tally};
+
+use crate::{
+    manifest::Manifest,
+    plan::{Plan, Stamp},
+    record::{Record, Totals, clerk::Clerk},
+    settings::Config,
+};
+
+/// Pauses between two tries while the queue is away, growing from the first to the last.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How long an enqueue that was told to stop waits for the confirms of what is on its way.
+const GRACE: Duration = Duration::from_secs(10);
+/// Chunks that are read ahead of those on their way.
+const READ_AHEAD: usize = 2;
+
+/// What to enqueue, and as what.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The batch.
+    pub batch: BatchName,
+    /// The class that its jobs wait in.
+    pub priority: Priority,
+    /// What each image is asked.
+    pub plan: Plan,
+    /// The trace that every job continues.
+    pub trace: Option<TraceParent>,
+    /// What becomes of rows that can't be used.
+    pub bad_rows: BadRows,
+}
+
+/// Puts every row of `manifest` on the queue that `record` does not know as confirmed, and closes the batch.
+///
+/// Cancelling `stop` ends the reading; what is on its way is still confirmed and recorded. `progress` is told after
+/// each chunk.
+///
+/// # Errors
+/// [`Stopped`]: why it ended early, and what was done until then. Running the same again goes on from there.
+pub async fn enqueue(
+    queue: Arc<dyn Queue>,
+    manifest: Manifest,
+    record: Record,
+    order: Order,
+    config: &Config,
+    stop: CancellationToken,
+    progress: &watch::Sender<Tally>,
+) -> Result<Summary, Box<Stopped>> {
+    let run = Run::new(Some(queue), &order, config, stop);
+    Box::pin(run.all(manifest, record, &order, config, progress)).await
+}
+
+/// Does everything that [`enqueue`] does, but for the queue: the summary is what it would do.
+///
+/// # Errors
+/// As [`enqueue`].
+pub async fn rehearse(
+    manifest: Manifest,
+    record: Record,
+    order: Order,
+    config: &Config,
+    stop: CancellationToken,
+    progress: &watch::Sender<Tally>,
+) -> Result<Summary, Box<Stopped>> {
+    let run = Run::new(None, &order, config, stop);
+    Box::pin(run.all(manifest, record, &order, config, progress)).await
+}
+
+/// One enqueue under way.
+struct Run {
+    /// None for a rehearsal.
+    queue: Option<Arc<dyn Queue>>,
+    batch: BatchName,
+    calls_per_image: usize,
+    patience: Duration,
+    chunks_in_flight: usize,
+    stop: CancellationToken,
+    began: Instant,
+}
+
+impl Run {
+    fn new(queue: Option<Arc<dyn Queue>>, order: &Order, config: &Config, stop: CancellationToken) -> Self {
+        Self {
+            queue,
+            batch: order.batch.clone(),
+            calls_per_image: order.plan.calls().len(),
+            patience: Duration::from_secs(config.patience_s.into()),
+            chunks_in_flight: config.chunks_in_flight.get() as usize,
+            stop,
+            began: Instant::now(),
+        }
+    }
+
+    async fn all(
+        &self,
+        manifest: Manifest,
+        mut record: Record,
+        order: &Order,
+        config: &Config,
+        progress: &watch::Sender<Tally>,
+    ) -> Result<Summary, Box<Stopped>> {
+        let mut tally = Tally::default();
+        let lane = match self.open(&mut record, order).await {
+            Ok(lane) => lane,
+            Err(why) => return Err(self.stopped(why, tally, order, &record)),
+        };
+        let stamp = Stamp {
+            batch: order.batch.clone(),
+            priority: order.priority,
+            lane,
+            trace: order.trace,
+        };
+        // Until then nothing was read; the reader ends with the channel, or with the token.
+        let drafts = match read::start(manifest, order, stamp, config, self.stop.child_token()) {
+            Ok(drafts) => drafts,
+            Err(why) => return Err(self.stopped(why, tally, order, &record)),
+        };
+        let mut totals = record.totals();
+        let clerk = Clerk::employ(record);
+        let moved = self
+            .chunks(drafts, &clerk, &mut tally, &mut totals, progress)
+            .await;
+        let closed = match moved {
+            Ok(()) => self.announce(BatchState::Closed, totals).await,
+            Err(why) => Err(why),
+        };
+        // The record is whole before anybody is told.
+        drop(clerk.dismiss().await);
+        let summary = Summary::of(order, lane, tally, totals, self.began.elapsed());
+        closed
+            .map(|()| summary.clone())
+            .map_err(|why| Box::new(Stopped { why, summary }))
+    }
+
+    fn stopped(&self, why: Why, tally: Tally, order: &Order, record: &Record) -> Box<Stopped> {
+        let lane = record.lane().unwrap_or_default();
+        let summary = Summary::of(order, lane, tally, record.totals(), self.began.elapsed());
+        Box::new(Stopped { why, summary })
+    }
+
+    /// The batch gets its lane, on record before its first job, and subscribers hear of it.
+    async fn open(&self, record: &mut Record, order: &Order) -> Result<u8, Why> {
+        let lane = match (record.lane(), &self.queue) {
+            (Some(lane), _) => lane,
+            (None, Some(queue)) => self.patiently(|| queue.open_lane(order.priority)).await?,
+            (None, None) => 0,
+        };
+        if self.queue.is_some() && record.lane().is_none() {
+            record.keep_to_lane(lane)?;
+        }
+        self.announce(BatchState::Opened, record.totals()).await?;
+        Ok(lane)
+    }
+
+    async fn announce(&self, state: BatchState, totals: Totals) -> Result<(), Why> {
+        let Some(queue) = &self.queue else {
+            return Ok(());
+        };
+        let event = BatchEvent {
+            v: 1,
+            batch: self.batch.clone(),
+            state,
+            jobs: totals.jobs,
+            results: totals.results,
+            at: Timestamp::now(),
+        };
+        self.patiently(|| queue.announce(event.clone())).await
+    }
+
+    /// Moves every chunk; after the first failure, waits for those on their way.
+    async fn chunks(
+        &self,
+        mut drafts: mpsc::Receiver<Draft>,
+        clerk: &Clerk,
+        tally: &mut Tally,
+        totals: &mut Totals,
+        progress: &watch::Sender<Tally>,
+    ) -> Result<(), Why> {
+        let mut in_flight = FuturesUnordered::new();
+        let mut ended: Option<Result<(), Why>> = None;
+        loop {
+            let room = ended.is_none() && in_flight.len() < self.chunks_in_flight;
+            tokio::select! {
+                Some(moved) = in_flight.next() => match moved {
+                    Ok((more, now)) => {
+                        tally.add(more);
+                        *totals = Totals::max(*totals, now);
+                        progress.send_replace(*tally);
+                    }
+                    // A failure is said, not the end of the manifest that may have come before it.
+                    Err(why) => if !matches!(ended, Some(Err(_))) { ended = Some(Err(why)); },
+                },
+                draft = drafts.recv(), if room => {
+                    let draft = draft.unwrap_or_else(Draft::of_no_reader);
+                    tally.add(Tally::of_bad_rows(draft.bad_rows));
+                    progress.send_replace(*tally);
+                    ended = draft.end.map(|end| match end {
+                        End::Complete => Ok(()),
+                        End::Early(why) => Err(why),
+                    });
+                    if !draft.jobs.is_empty() {
+                        in_flight.push(self.chunk(draft.jobs, clerk));
+                    }
+                }
+                () = self.stop.cancelled(), if ended.is_none() => ended = Some(Err(Why::Interrupted)),
+                else => break,
+            }
+        }
+        ended.unwrap_or(Ok(()))
+    }
+
+    /// Moves one chunk: what the record does not know is confirmed by the queue, then recorded.
+    async fn chunk(&self, jobs: Vec<Job>, clerk: &Clerk) -> Result<(Tally, Totals), Why> {
+        let claims = clerk.claim(ids(&jobs)).await?;
+        let (tally, fresh) = tally::sort_out(jobs, &claims, self.calls_per_image);
+        if fresh.is_empty() {
+            return Ok((tally, Totals::default()));
+        }
+        let (ids, results) = (ids(&fresh), fresh.iter().map(|job| job.models.len() as u64).sum());
+        if let Some(queue) = &self.queue {
+            // Kept for another try: the queue takes what it is given.
+            self.patiently(|| queue.enqueue(fresh.clone())).await?;
+        }
+        let totals = clerk.confirm(ids, results).await?;
+        Ok((tally, totals))
+    }
+
+    /// Does one verb of the queue, again while it is away, until patience ends or the enqueue has to.
+    async fn patiently<T, F>(&self, verb: impl Fn() -> F) -> Result<T, Why>
+    where
+        F: Future<Output = Result<T, QueueError>>,
+    {
+        let deadline = Instant::now() + self.patience;
+        let mut pause = PAUSES.0;
+        loop {
+            let done = tokio::select! {
+                done = timeout_at(deadline, verb()) => done,
+                () = self.grace_is_over() => return Err(Why::Interrupted),
+            };
+            let away = match done {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(QueueError::Away(cause))) => cause,
+                Ok(Err(refused)) => return Err(Why::Refused(refused)),
+                Err(_) => "no answer".to_owned(),
+            };
+            if Instant::now() + pause >= deadline {
+                return Err(Why::Away {
+                    seconds: self.patience.as_secs(),
+                    cause: away,
+                });
+            }
+            warn!(queue.error = %away, retry.after_ms = pause.as_millis() as u64, "the queue is away; the same jobs are said again");
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.stop.cancelled() => return Err(Why::Interrupted),
+            }
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    async fn grace_is_over(&self) {
+        self.stop.cancelled().await;
+        sleep(GRACE).await;
+    }
+}
+
+fn ids(jobs: &[Job]) -> Vec<Id> {
+    jobs.iter().map(|job| job.id).collect()
+}

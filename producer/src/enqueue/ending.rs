@@ -1,0 +1,74 @@
+//! Why an enqueue ended early, and how to go on.
+
+use std::io;
+
+use pixfleet_shared::queue::QueueError;
+
+use super::Summary;
+use crate::{
+    manifest::{BadRow, Broken},
+    record::RecordError,
+};
+
+/// An enqueue that ended before its manifest did. What was confirmed is on record.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}\n{}", self.way_on())]
+pub struct Stopped {
+    /// Why.
+    #[source]
+    pub why: Why,
+    /// What was done until then.
+    pub summary: Summary,
+}
+
+/// Why an enqueue ended early; the variants are the caller's next moves.
+#[derive(Debug, thiserror::Error)]
+pub enum Why {
+    /// Mend the row, or leave it out.
+    #[error(
+        "{0}\nstopped at this row: mend it, or leave bad rows out with --bad-rows skip or --bad-rows FILE"
+    )]
+    BadRow(BadRow),
+    /// Mend the input.
+    #[error(transparent)]
+    Broken(#[from] Broken),
+    /// Nothing: it was asked to stop.
+    #[error("stopped on request")]
+    Interrupted,
+    /// Mend the broker, or wait for it.
+    #[error("the queue was away for {seconds} s: {cause}")]
+    Away {
+        /// How long it was waited for.
+        seconds: u64,
+        /// What it said last.
+        cause: String,
+    },
+    /// Mend the topology or the message.
+    #[error(transparent)]
+    Refused(QueueError),
+    /// Mend the record's file or its disk.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Choose another file for bad rows, or make room.
+    #[error("bad rows can't be written to {file}: {cause}")]
+    BadRowsFile {
+        /// The file.
+        file: String,
+        /// What the disk said.
+        cause: io::Error,
+    },
+    /// Report it: the reader panicked, which the log shows.
+    #[error("the reader of the manifest ended in the middle; see the log above")]
+    NoReader,
+}
+
+impl Stopped {
+    /// What is done, and how to do the rest.
+    fn way_on(&self) -> String {
+        let done = self.summary.tally.enqueued + self.summary.tally.already;
+        format!(
+            "{done} jobs of batch `{}` are confirmed and on record; run the same command again to enqueue the rest",
+            self.summary.batch
+        )
+    }
+}
