@@ -218,3 +218,189 @@ fn failure_message(provider: &Provider, reply: &Reply, body: Option<&Value>) -> 
         said.trim()
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use bytes::Bytes;
+    use pixfleet_shared::settings::Document;
+    use proptest::prelude::*;
+    use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+
+    use super::*;
+    use crate::provider::Source;
+
+    fn provider(name: &str) -> Provider {
+        let source = Source {
+            env: &|_| Some("test-key-1234".into()),
+            folder: Path::new("."),
+        };
+        Provider::load(name, &Document::empty("t"), source).unwrap()
+    }
+
+    fn reply(status: u16, header: Option<(&str, &[u8])>, content: Content) -> CallOutcome {
+        let mut headers = HeaderMap::new();
+        if let Some((name, value)) = header {
+            headers.insert(
+                HeaderName::try_from(name).unwrap(),
+                HeaderValue::from_bytes(value).unwrap(),
+            );
+        }
+        outcome(Ok(Reply {
+            status,
+            headers,
+            content,
+        }))
+    }
+
+    fn outcome(answer: Result<Reply, NoReply>) -> CallOutcome {
+        CallOutcome {
+            sent_at: Timestamp::now(),
+            duration: Duration::from_millis(5),
+            answer,
+        }
+    }
+
+    fn judge(outcome: &CallOutcome) -> Verdict {
+        classify(&provider("generic"), outcome, &["a".to_owned()], Timestamp::now())
+    }
+
+    fn whole(body: &'static [u8]) -> Content {
+        Content::Whole(Bytes::from_static(body))
+    }
+
+    #[test]
+    fn each_status_has_its_class() {
+        let class = |status, header| judge(&reply(status, header, whole(b"{}"))).class;
+        for (status, expected) in [
+            (429, Class::Throttled),
+            (503, Class::Transient),
+            (500, Class::Transient),
+            (502, Class::Transient),
+            (504, Class::Transient),
+            (529, Class::Transient),
+            (408, Class::Transient),
+            (425, Class::Transient),
+            (401, Class::Unauthorized),
+            (402, Class::Unauthorized),
+            (403, Class::Unauthorized),
+            (400, Class::Rejected),
+            (404, Class::Rejected),
+            (413, Class::Rejected),
+            (415, Class::Rejected),
+            (422, Class::Rejected),
+            (301, Class::Transient),
+        ] {
+            assert_eq!(class(status, None), expected, "{status}");
+        }
+        assert_eq!(class(503, Some(("retry-after", b"3"))), Class::Throttled);
+        assert_eq!(class(503, Some(("retry-after", b"soon"))), Class::Transient);
+    }
+
+    #[test]
+    fn only_a_throttled_call_pauses_the_fleet() {
+        let throttled = judge(&reply(429, Some(("retry-after", b"7")), whole(b"slow down")));
+        assert_eq!(
+            (throttled.hold_off, throttled.charged),
+            (Some(Duration::from_secs(7)), false)
+        );
+        assert_eq!(
+            judge(&reply(500, Some(("retry-after", b"7")), whole(b""))).hold_off,
+            None
+        );
+    }
+
+    #[test]
+    fn before_a_byte_left_a_failure_is_transient_and_after_it_ambiguous() {
+        let no_reply = |left| {
+            judge(&outcome(Err(NoReply {
+                left,
+                message: "cut, key test-key-1234".into(),
+            })))
+        };
+        assert_eq!(
+            (no_reply(false).class, no_reply(false).charged),
+            (Class::Transient, false)
+        );
+        let ambiguous = no_reply(true);
+        assert_eq!((ambiguous.class, ambiguous.charged), (Class::Ambiguous, true));
+        assert_eq!(ambiguous.message, "cut, key [redacted]");
+    }
+
+    #[test]
+    fn an_answer_that_was_paid_for_and_can_not_be_read_is_transient_and_says_so() {
+        for content in [
+            whole(b"<html>"),
+            whole(b""),
+            whole(b"[]"),
+            whole(b"{}"),
+            whole(b"null"),
+            Content::TooLarge(9),
+        ] {
+            let verdict = judge(&reply(200, None, content));
+            assert_eq!(
+                (verdict.class, verdict.charged),
+                (Class::Transient, true),
+                "{}",
+                verdict.message
+            );
+            assert!(
+                verdict.message.contains("may have been paid for"),
+                "{}",
+                verdict.message
+            );
+        }
+        let cut = judge(&reply(200, None, Content::Cut("eof".into())));
+        assert_eq!(cut.class, Class::Ambiguous);
+        assert_eq!(
+            judge(&reply(500, None, Content::Cut("eof".into()))).class,
+            Class::Transient
+        );
+    }
+
+    #[test]
+    fn a_message_is_one_short_line() {
+        let long = Bytes::from("line\r\n\x1b[31m".repeat(1000));
+        let message = judge(&reply(400, None, Content::Whole(long))).message;
+        assert!(
+            message.len() <= 300 && !message.contains(char::is_control),
+            "{message:?}"
+        );
+    }
+
+    fn any_content() -> impl Strategy<Value = Content> {
+        let json = prop_oneof![
+            Just(r#"{"response": {"solutions": {"a": {"score": 1}}}}"#.to_owned()),
+            Just(r#"{"results": {"a": {"label": ["x"]}}}"#.to_owned()),
+            Just(r#"{"choices": [{"message": 7}]}"#.to_owned()),
+            Just("[".repeat(5000)),
+            "[\\[\\]{}:,\"a-z0-9 .]{0,60}",
+        ];
+        prop_oneof![
+            any::<Vec<u8>>().prop_map(|bytes| Content::Whole(bytes.into())),
+            json.prop_map(|text| Content::Whole(text.into())),
+            Just(Content::TooLarge(7)),
+            ".*".prop_map(Content::Cut),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+        #[test]
+        fn any_reply_has_a_verdict_on_every_model(
+            status in 100u16..1000, value in "[ -~]{0,40}", header in 0usize..5, content in any_content(), which in 0usize..5,
+            models in proptest::collection::vec("[a-z]{0,3}", 1..4),
+        ) {
+            let name = crate::provider::preset_names().nth(which).unwrap();
+            let provider = provider(name);
+            let header = ["retry-after", "ratelimit", "x-ratelimit-reset", "retry-after-ms", "location"][header];
+            let verdict = classify(&provider, &reply(status, Some((header, value.as_bytes())), content), &models, Timestamp::now());
+            prop_assert_eq!(verdict.models.len(), models.len());
+            prop_assert_eq!(verdict.class == Class::Ok, verdict.models.iter().any(|(_, answer)| answer.is_ok()));
+            prop_assert_eq!(verdict.class == Class::Throttled, verdict.hold_off.is_some());
+            prop_assert!(verdict.class != Class::Ok || (200..300).contains(&status));
+            prop_assert!(verdict.message.chars().count() <= 300);
+        }
+    }
+}

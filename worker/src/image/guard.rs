@@ -78,7 +78,7 @@ impl Guard {
         }
         let port = url.port_or_known_default().unwrap_or(0);
         if !self.ports.is_empty() && !self.ports.contains(&port) {
-            return Err(Refused(format!("port {port} is refused (image.ports)")));
+            return Err(Refused(format!("port {port} is refused (worker.fetch.ports)")));
         }
         // The URL's parser has already read decimal, octal, hexadecimal and shortened forms of an IPv4 address.
         match url.host() {
@@ -103,7 +103,9 @@ impl Guard {
         match why {
             None => Ok(()),
             Some(PRIVATE | LOOPBACK) if self.allow_private => Ok(()),
-            Some(why) => Err(Refused(format!("address {ip} is refused: {why} (image.allow)"))),
+            Some(why) => Err(Refused(format!(
+                "address {ip} is refused: {why} (worker.fetch.allow)"
+            ))),
         }
     }
 }
@@ -163,5 +165,147 @@ impl Resolve for GuardedResolver {
                 _ => Ok(Box::new(allowed.into_iter()) as Addrs),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guard(config: Config) -> Guard {
+        Guard::new(&config).unwrap()
+    }
+
+    fn judged(guard: &Guard, url: &str) -> Result<(), Refused> {
+        guard.check_url(&Url::parse(url).unwrap())
+    }
+
+    #[test]
+    fn no_way_of_writing_an_inner_address_passes() {
+        let guard = guard(Config::default());
+        for host in [
+            "127.0.0.1",
+            "2130706433",
+            "0x7f000001",
+            "0177.0.0.1",
+            "127.1",
+            "0",
+            "0.0.0.0",
+            "10.1.2.3",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.1.1",
+            "169.254.169.254",
+            "0xa9fea9fe",
+            "100.64.0.1",
+            "198.18.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "192.0.0.170",
+            "[::1]",
+            "[::]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:a9fe:a9fe]",
+            "[fc00::1]",
+            "[fd12:3456::1]",
+            "[fe80::1]",
+            "[ff02::1]",
+            "[64:ff9b::7f00:1]",
+            "[64:ff9b:1::1]",
+            "[2002:7f00:1::]",
+            "[2001:0:1::1]",
+            "[::127.0.0.1]",
+            "[100::1]",
+            "[fec0::1]",
+            "１２７.0.0.1",
+        ] {
+            assert!(judged(&guard, &format!("http://{host}/a.jpg")).is_err(), "{host}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_the_web_pass_and_names_are_judged_when_they_are_resolved() {
+        let guard = guard(Config::default());
+        for host in [
+            "93.184.216.34",
+            "172.32.0.1",
+            "192.167.0.1",
+            "[2606:2800:220:1::1]",
+            "[::ffff:8.8.8.8]",
+            "localhost",
+        ] {
+            assert_eq!(judged(&guard, &format!("https://{host}/a.jpg")), Ok(()), "{host}");
+        }
+    }
+
+    #[test]
+    fn other_schemes_and_ports_are_refused() {
+        let default = guard(Config::default());
+        for url in [
+            "file:///etc/passwd",
+            "ftp://93.184.216.34/a",
+            "gopher://93.184.216.34:80/",
+            "http://93.184.216.34:22/",
+        ] {
+            assert!(judged(&default, url).is_err(), "{url}");
+        }
+        let any = guard(Config {
+            ports: vec![],
+            ..Config::default()
+        });
+        assert_eq!(judged(&any, "http://93.184.216.34:8443/"), Ok(()));
+    }
+
+    #[test]
+    fn private_networks_may_be_allowed_and_link_local_only_by_name() {
+        let private = guard(Config {
+            allow_private: true,
+            ..Config::default()
+        });
+        for host in ["127.0.0.1", "10.0.0.9", "[::1]", "[fd00::1]"] {
+            assert_eq!(judged(&private, &format!("http://{host}/")), Ok(()), "{host}");
+        }
+        assert!(judged(&private, "http://169.254.169.254/latest/meta-data").is_err());
+        let some = guard(Config {
+            allow: vec!["10.1.0.0/16".into(), "169.254.7.7".into()],
+            ..Config::default()
+        });
+        assert_eq!(judged(&some, "http://10.1.2.3/"), Ok(()));
+        assert_eq!(judged(&some, "http://[::ffff:10.1.2.3]/"), Ok(()));
+        assert_eq!(judged(&some, "http://169.254.7.7/"), Ok(()));
+        assert!(judged(&some, "http://10.2.0.1/").is_err());
+    }
+
+    #[test]
+    fn a_network_that_is_none_is_a_bad_setting() {
+        let bad = Guard::new(&Config {
+            allow: vec!["10.0.0.0/99".into()],
+            ..Config::default()
+        })
+        .unwrap_err();
+        assert!(bad.to_string().starts_with("worker.fetch.allow: `10.0.0.0/99`"));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_inside_has_no_address() {
+        let resolver = |config| GuardedResolver(Arc::new(guard(config)));
+        let refused = resolver(Config::default())
+            .resolve("localhost".parse().unwrap())
+            .await
+            .err()
+            .unwrap();
+        assert!(refused.downcast_ref::<Refused>().is_some());
+        let private = resolver(Config {
+            allow_private: true,
+            ..Config::default()
+        });
+        assert!(
+            private
+                .resolve("localhost".parse().unwrap())
+                .await
+                .unwrap()
+                .next()
+                .is_some()
+        );
     }
 }

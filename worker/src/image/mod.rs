@@ -131,7 +131,7 @@ impl ImageError {
 
 /// The image settings can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("image.{field}: {why}")]
+#[error("worker.fetch.{field}: {why}")]
 pub struct BadConfig {
     /// The field of [`Config`].
     pub field: &'static str,
@@ -237,6 +237,72 @@ fn web_url(url: &str, source: &Source) -> Result<Url, ImageError> {
 
 fn too_large(max_bytes: usize) -> ImageError {
     ImageError::Rejected(format!(
-        "the picture has more than {max_bytes} bytes (image.max_bytes)"
+        "the picture has more than {max_bytes} bytes (worker.fetch.max_bytes)"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(url: bool, bytes: bool, fetch: bool) -> Wanted {
+        Wanted {
+            url,
+            bytes,
+            fetch,
+            preparation: Preparation::default(),
+        }
+    }
+
+    async fn prepare(source: Source, wanted: Wanted) -> Result<Prepared, ImageError> {
+        Images::new(&Config {
+            max_bytes: 9,
+            ..Config::default()
+        })
+        .unwrap()
+        .prepare(&source, &wanted)
+        .await
+    }
+
+    #[tokio::test]
+    async fn a_url_goes_to_a_provider_that_takes_urls_untouched() {
+        let url = "https://a.example/1.jpg?sig=x".to_owned();
+        assert_eq!(
+            prepare(Source::Url(url.clone()), wanted(true, true, true)).await,
+            Ok(Prepared::Url(url))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_picture_in_a_form_that_the_provider_does_not_take_is_rejected() {
+        let url = || Source::Url("https://a.example/1.jpg".into());
+        for (source, wanted) in [
+            (url(), wanted(false, true, false)),
+            (Source::Inline("QUJD".into()), wanted(true, false, true)),
+            (
+                Source::Url("ftp://a.example/1.jpg".into()),
+                wanted(true, true, true),
+            ),
+            (Source::Url("1.jpg".into()), wanted(true, true, true)),
+            (Source::Object("1.jpg".into()), wanted(true, true, true)),
+        ] {
+            assert!(!prepare(source, wanted).await.unwrap_err().is_transient());
+        }
+    }
+
+    #[tokio::test]
+    async fn inline_bytes_are_decoded_up_to_the_bound() {
+        // The first bytes of a GIF.
+        let picture = prepare(Source::Inline("R0lGODlhAQ==".into()), wanted(false, true, true))
+            .await
+            .unwrap();
+        assert_eq!(picture.content_type(), "image/gif");
+        for base64 in ["R0lGODlhAQAB".repeat(4), "R0lG ODlh".into(), String::new()] {
+            assert!(
+                prepare(Source::Inline(base64), wanted(false, true, true))
+                    .await
+                    .is_err()
+            );
+        }
+    }
 }

@@ -199,7 +199,7 @@ fn remake(bytes: Bytes, preparation: &Preparation, max_pixels: u64) -> Result<Pi
     // Before a pixel is decoded: a small file may say that it is enormous.
     if u64::from(width) * u64::from(height) > max_pixels {
         return Err(ImageError::Rejected(format!(
-            "the picture has {width} x {height} pixels, above {max_pixels} (image.max_pixels)"
+            "the picture has {width} x {height} pixels, above {max_pixels} (worker.fetch.max_pixels)"
         )));
     }
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
@@ -289,7 +289,9 @@ fn on_white(picture: &DynamicImage) -> image::RgbImage {
 
 fn undecodable(fault: Fault) -> ImageError {
     ImageError::Rejected(match fault {
-        Fault::Limits(_) => "decoding the picture would take too much memory (image.max_pixels)".to_owned(),
+        Fault::Limits(_) => {
+            "decoding the picture would take too much memory (worker.fetch.max_pixels)".to_owned()
+        }
         Fault::Unsupported(_) => "the picture's format is not supported".to_owned(),
         other => format!("the picture can't be decoded: {other}"),
     })
@@ -300,6 +302,208 @@ impl From<Format> for ImageFormat {
         match format {
             Format::Jpeg => Self::Jpeg,
             Format::Png => Self::Png,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{GenericImageView, Rgb, RgbImage, Rgba, RgbaImage};
+    use proptest::prelude::*;
+
+    fn jpeg(width: u32, height: u32) -> Bytes {
+        // Red at the top left, blue elsewhere, so that a turn shows.
+        let picture = RgbImage::from_fn(width, height, |x, y| {
+            if x < width / 2 && y < height / 2 {
+                Rgb([250, 0, 0])
+            } else {
+                Rgb([0, 0, 250])
+            }
+        });
+        let mut bytes = Vec::new();
+        JpegEncoder::new_with_quality(&mut bytes, 95)
+            .encode_image(&picture)
+            .unwrap();
+        bytes.into()
+    }
+
+    /// The same JPEG with an Exif block that says how it is to be turned.
+    fn turned(jpeg: &Bytes, orientation: u8) -> Bytes {
+        let tiff = [
+            b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".as_slice(),
+            &[orientation, 0, 0, 0, 0, 0, 0],
+        ]
+        .concat();
+        let exif = [b"Exif\0\0".as_slice(), &tiff].concat();
+        let length = u16::try_from(exif.len() + 2).unwrap().to_be_bytes();
+        [&jpeg[..2], &[0xff, 0xe1], &length, &exif, &jpeg[2..]]
+            .concat()
+            .into()
+    }
+
+    fn png(picture: &DynamicImage) -> Bytes {
+        let mut bytes = Vec::new();
+        picture.write_with_encoder(PngEncoder::new(&mut bytes)).unwrap();
+        bytes.into()
+    }
+
+    async fn prepare(bytes: Bytes, preparation: Preparation) -> Result<Picture, ImageError> {
+        Workshop::new(1, 1_000_000).prepare(bytes, &preparation).await
+    }
+
+    fn decoded(picture: &Picture) -> DynamicImage {
+        image::load_from_memory(&picture.bytes).unwrap()
+    }
+
+    fn short(side: u32) -> Preparation {
+        Preparation {
+            short_side_px: Some(side),
+            format: Some(Format::Jpeg),
+            ..Preparation::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_picture_is_scaled_by_its_shorter_side() {
+        let picture = prepare(jpeg(400, 200), short(100)).await.unwrap();
+        assert_eq!(
+            (decoded(&picture).dimensions(), picture.content_type),
+            ((200, 100), "image/jpeg")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_picture_that_fits_is_not_touched() {
+        let small = jpeg(40, 20);
+        assert_eq!(prepare(small.clone(), short(100)).await.unwrap().bytes, small);
+        assert_eq!(
+            prepare(small.clone(), Preparation::default())
+                .await
+                .unwrap()
+                .bytes,
+            small
+        );
+        let larger = Preparation {
+            only_if_larger: false,
+            ..short(100)
+        };
+        assert_eq!(
+            decoded(&prepare(small, larger).await.unwrap()).dimensions(),
+            (200, 100)
+        );
+    }
+
+    #[tokio::test]
+    async fn an_exact_size_does_not_keep_the_shape_and_another_format_is_encoded_anew() {
+        let exact = Preparation {
+            width_px: Some(40),
+            height_px: Some(24),
+            format: Some(Format::Png),
+            ..Preparation::default()
+        };
+        let picture = prepare(jpeg(100, 100), exact).await.unwrap();
+        assert_eq!(
+            (decoded(&picture).dimensions(), picture.content_type),
+            ((40, 24), "image/png")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_picture_that_is_encoded_anew_stands_upright() {
+        // 6: to be turned a quarter to the right, so that the red corner goes to the top right.
+        let lying = turned(&jpeg(64, 32), 6);
+        let upright = decoded(&prepare(lying.clone(), short(16)).await.unwrap());
+        assert_eq!(upright.dimensions(), (16, 32));
+        let (left, right) = (upright.get_pixel(3, 3), upright.get_pixel(12, 3));
+        assert!(left[2] > 150 && right[0] > 150, "{left:?} {right:?}");
+        assert_eq!(
+            prepare(lying.clone(), short(100)).await.unwrap().bytes,
+            lying,
+            "untouched, it keeps its Exif"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_transparent_becomes_white_in_a_jpeg() {
+        let clear = DynamicImage::from(RgbaImage::from_pixel(20, 20, Rgba([0, 0, 0, 0])));
+        let picture = prepare(png(&clear), short(20)).await.unwrap();
+        assert!(decoded(&picture).get_pixel(5, 5).0[..3].iter().all(|c| *c > 250));
+    }
+
+    #[tokio::test]
+    async fn a_picture_that_says_it_is_enormous_is_refused_before_it_is_decoded() {
+        let mut bomb = png(&DynamicImage::new_luma8(1, 1)).to_vec();
+        bomb[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
+        let crc = crc(&bomb[12..29]);
+        bomb[29..33].copy_from_slice(&crc.to_be_bytes());
+        let why = prepare(bomb.into(), short(10)).await.unwrap_err().to_string();
+        assert!(
+            why.contains("65536 x 65536") && why.contains("worker.fetch.max_pixels"),
+            "{why}"
+        );
+        let large = prepare(jpeg(1200, 1000), short(10)).await.unwrap_err();
+        assert!(!large.is_transient(), "{large}");
+    }
+
+    fn crc(bytes: &[u8]) -> u32 {
+        let step = |crc: u32, byte: &u8| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+                if crc & 1 == 1 {
+                    crc >> 1 ^ 0xedb8_8320
+                } else {
+                    crc >> 1
+                }
+            })
+        };
+        !bytes.iter().fold(!0, step)
+    }
+
+    #[tokio::test]
+    async fn a_page_or_a_torn_file_is_rejected() {
+        for bytes in [
+            &b"<html>404</html>"[..],
+            b"{\"error\": 1}",
+            b"",
+            &jpeg(64, 64)[..100],
+        ] {
+            let why = prepare(Bytes::copy_from_slice(bytes), short(10))
+                .await
+                .unwrap_err();
+            assert!(!why.is_transient(), "{why}");
+        }
+        assert!(
+            prepare(Bytes::from_static(b"Not found\n"), Preparation::default())
+                .await
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn sizes_that_contradict_each_other_are_told() {
+        let both = Preparation {
+            width_px: Some(1),
+            short_side_px: Some(0),
+            quality: 0,
+            ..Preparation::default()
+        };
+        assert_eq!(both.faults().len(), 4);
+        assert_eq!(Preparation::default().faults(), []);
+    }
+
+    proptest! {
+        #[test]
+        fn no_side_is_ever_nothing_or_above_its_bound(width in 1u32..60_000, height in 1u32..60_000, short in 1u32..5_000, long in 1u32..5_000) {
+            let both = Preparation { short_side_px: Some(short), max_side_px: Some(long), ..Preparation::default() };
+            let (w, h) = both.size((width, height));
+            prop_assert!(w >= 1 && h >= 1 && w.max(h) <= long.max(1) && w <= width && h <= height);
+        }
+
+        #[test]
+        fn any_bytes_are_prepared_or_rejected(bytes: Vec<u8>, start in 0usize..4) {
+            let heads: [&[u8]; 4] = [b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a"];
+            let bytes = [heads[start], &bytes].concat();
+            let _ = sniff(&bytes).and_then(|_| remake(bytes.into(), &short(10), 1_000));
         }
     }
 }
