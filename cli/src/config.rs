@@ -18,7 +18,7 @@ use anyhow::{Context, bail};
 use serde_json::json;
 
 pub(crate) use load::{Loaded, Sources};
-pub(crate) use settings::Config;
+pub(crate) use settings::{Config, Log};
 
 use crate::{exit::Exit, output};
 
@@ -80,14 +80,17 @@ pub(crate) fn run(args: Args, sources: &Sources) -> anyhow::Result<ExitCode> {
         Task::Show { json: false, origin } => output::text(show::text(&sources.load()?, origin))?,
         Task::Show { json: true, origin } => output::json(&show::json(&sources.load()?, origin))?,
         Task::Example => output::text(example::example())?,
-        Task::Schema => output::text(crate::schemas::pretty(&pixfleet_shared::settings::schema::<Config>())?)?,
+        Task::Schema => output::text(crate::schemas::pretty(&pixfleet_shared::settings::schema::<
+            Config,
+        >())?)?,
         Task::Docs { file } => renew(&file)?,
     }
     Ok(Exit::Done.into())
 }
 
 fn check(sources: &Sources, json: bool) -> anyhow::Result<ExitCode> {
-    let problems = sources.load().err();
+    // The providers, too: their keys must be there, and their expressions must compile.
+    let problems = sources.load_with_providers().err();
     if json {
         output::json(&json!({"ok": problems.is_none(), "problems": problems.clone().unwrap_or_default()}))?;
     }

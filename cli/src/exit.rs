@@ -19,7 +19,7 @@ pub(crate) enum Exit {
     Usage = 2,
     /// Done, but for rows of the manifest that could not be read.
     RowsLeftOut = 3,
-    /// Stopped on request with work left; it is still in the queue.
+    /// Ended by a signal or a time limit before everything was done; what is left is still in the queue.
     WorkLeft = 4,
 }
 
@@ -28,23 +28,34 @@ impl Exit {
     pub(crate) const ALL: [(Self, &str); 5] = [
         (Self::Done, "done"),
         (Self::Failed, "failed, or what was checked does not hold"),
-        (Self::Usage, "the command line or the settings are wrong; nothing was started"),
-        (Self::RowsLeftOut, "done, but for manifest rows that could not be read"),
-        (Self::WorkLeft, "stopped on request with work left; it is still in the queue"),
+        (
+            Self::Usage,
+            "the command line or the settings are wrong; nothing was started",
+        ),
+        (
+            Self::RowsLeftOut,
+            "done, but for manifest rows that could not be read",
+        ),
+        (
+            Self::WorkLeft,
+            "ended before everything was done, by a signal or a time limit; what is left is still in the queue",
+        ),
     ];
 
-    /// How a command ended that could not go on, after saying why on stderr.
-    pub(crate) fn of_error(error: &anyhow::Error) -> Self {
+    /// How a command ended that could not go on, after saying why.
+    pub(crate) fn of_error(error: &anyhow::Error, stderr: &mut impl Write) -> Self {
         if is_broken_pipe(error) {
             return Self::Done;
         }
-        // Not eprintln: it panics when stderr is closed, too.
-        let mut stderr = io::stderr().lock();
+        // Not eprintln, and no unwrap: stderr may be closed, too.
         match error.downcast_ref::<Problems>() {
             Some(problems) => {
                 let count = problems.iter().len();
                 let noun = if count == 1 { "problem" } else { "problems" };
-                let _ = writeln!(stderr, "{problems}\n{count} {noun} in the settings: nothing was started");
+                let _ = writeln!(
+                    stderr,
+                    "{problems}\n{count} {noun} in the settings: nothing was started"
+                );
                 Self::Usage
             }
             None => {
@@ -58,7 +69,9 @@ impl Exit {
 /// Whoever read our output has had enough: `pixfleet results | head`.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     })
 }
 
@@ -78,14 +91,26 @@ mod tests {
     #[test]
     fn a_reader_that_went_away_is_no_failure() {
         let error: Result<(), _> = Err(io::Error::from(io::ErrorKind::BrokenPipe));
-        assert_eq!(Exit::of_error(&error.context("writing a row").unwrap_err()), Exit::Done);
+        assert_eq!(
+            Exit::of_error(&error.context("writing a row").unwrap_err(), &mut io::sink()),
+            Exit::Done
+        );
     }
 
     #[test]
     fn wrong_settings_and_other_failures_have_their_own_codes() {
+        let mut said = Vec::new();
         let problems = Problems::from(Problem::of("--set", "wrong"));
-        assert_eq!(Exit::of_error(&problems.into()), Exit::Usage);
-        assert_eq!(Exit::of_error(&anyhow::anyhow!("the queue is away")), Exit::Failed);
+        assert_eq!(Exit::of_error(&problems.into(), &mut said), Exit::Usage);
+        assert_eq!(
+            Exit::of_error(&anyhow::anyhow!("the queue is away"), &mut said),
+            Exit::Failed
+        );
+        let said = String::from_utf8(said).unwrap();
+        assert_eq!(
+            said,
+            "--set: wrong\n1 problem in the settings: nothing was started\nerror: the queue is away\n"
+        );
     }
 
     #[test]

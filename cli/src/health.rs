@@ -33,6 +33,12 @@ pub(crate) struct Args {
 
 /// Asks once. Exit code 0 for a 2xx answer; else 1, and stderr says why.
 pub(crate) async fn run(args: Args, sources: &Sources) -> anyhow::Result<ExitCode> {
+    output::line(said(args, sources).await?.trim())?;
+    Ok(Exit::Done.into())
+}
+
+/// What a healthy server says of itself.
+async fn said(args: Args, sources: &Sources) -> anyhow::Result<String> {
     let url = match args.url {
         Some(url) => url,
         None => readiness_url(&sources.load()?.config.admin.listen)?,
@@ -44,8 +50,7 @@ pub(crate) async fn run(args: Args, sources: &Sources) -> anyhow::Result<ExitCod
     if !(200..300).contains(&status) {
         bail!("{url} answered {status}: {}", body.trim());
     }
-    output::line(body.trim())?;
-    Ok(Exit::Done.into())
+    Ok(body)
 }
 
 /// A server that listens on every address is asked on this machine's own.
@@ -70,13 +75,32 @@ struct Target {
 impl Target {
     fn parse(url: &str) -> anyhow::Result<Self> {
         let plain = !url.contains(|c: char| c.is_ascii_control() || c == ' ' || c == '@');
-        let Some(rest) = url.strip_prefix("http://").filter(|rest| plain && !rest.starts_with('/')) else {
-            bail!("`{}` can't be asked: give a plain URL like http://127.0.0.1:9600/readyz", url.escape_debug());
+        let Some(rest) = url
+            .strip_prefix("http://")
+            .filter(|rest| plain && !rest.is_empty() && !rest.starts_with('/'))
+        else {
+            bail!(
+                "`{}` can't be asked: give a plain URL like http://127.0.0.1:9600/readyz",
+                url.escape_debug()
+            );
         };
         let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        let host = if has_port { host.to_owned() } else { format!("{host}:80") };
-        Ok(Self { host, path: if path.is_empty() { "/".to_owned() } else { path.to_owned() } })
+        let has_port = host
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let host = if has_port {
+            host.to_owned()
+        } else {
+            format!("{host}:80")
+        };
+        Ok(Self {
+            host,
+            path: if path.is_empty() {
+                "/".to_owned()
+            } else {
+                path.to_owned()
+            },
+        })
     }
 }
 
@@ -97,7 +121,13 @@ async fn ask(target: &Target) -> anyhow::Result<(u16, String)> {
         (Some(version), Some(Ok(status))) if version.starts_with("HTTP/1.") => status,
         _ => bail!("the answer is no HTTP"),
     };
-    Ok((status, body.chars().filter(|c| !c.is_control() || *c == '\n').take(500).collect()))
+    Ok((
+        status,
+        body.chars()
+            .filter(|c| !c.is_control() || *c == '\n')
+            .take(500)
+            .collect(),
+    ))
 }
 
 #[cfg(test)]
@@ -106,7 +136,7 @@ mod tests {
 
     use super::*;
 
-    async fn asked(answer: &'static [u8], timeout_ms: u64) -> anyhow::Result<ExitCode> {
+    async fn asked(answer: &'static [u8], timeout_ms: u64) -> anyhow::Result<String> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/readyz", listener.local_addr().unwrap());
         let server = tokio::spawn(async move {
@@ -119,33 +149,52 @@ mod tests {
                 std::future::pending::<()>().await;
             }
         });
-        let result = run(Args { url: Some(url), timeout_ms }, &Sources::default()).await;
+        let result = said(
+            Args {
+                url: Some(url),
+                timeout_ms,
+            },
+            &Sources::default(),
+        )
+        .await;
         server.abort();
         result
     }
 
     #[tokio::test]
     async fn a_ready_server_is_healthy() {
-        assert!(asked(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nready\n", 60_000).await.is_ok());
+        let said = asked(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nready\n", 60_000).await;
+        assert_eq!(said.unwrap(), "ready\n");
     }
 
     #[tokio::test]
     async fn a_server_that_is_not_ready_says_why() {
-        let error = asked(b"HTTP/1.1 503 Service Unavailable\r\n\r\nredis is away\n", 60_000).await.unwrap_err();
-        assert!(error.to_string().ends_with("answered 503: redis is away"), "{error}");
+        let error = asked(b"HTTP/1.1 503 Service Unavailable\r\n\r\nredis is away\n", 60_000)
+            .await
+            .unwrap_err();
+        assert!(
+            error.to_string().ends_with("answered 503: redis is away"),
+            "{error}"
+        );
     }
 
     #[tokio::test]
     async fn silence_and_nonsense_are_not_healthy() {
         let error = asked(b"", 50).await.unwrap_err();
-        assert!(error.to_string().contains("did not answer within 50 ms"), "{error}");
+        assert!(
+            error.to_string().contains("did not answer within 50 ms"),
+            "{error}"
+        );
         let error = asked(b"SSH-2.0-OpenSSH\r\n\r\n", 60_000).await.unwrap_err();
         assert!(format!("{error:#}").contains("no HTTP"), "{error:#}");
     }
 
     #[test]
     fn a_server_on_every_address_is_asked_here() {
-        assert_eq!(readiness_url("0.0.0.0:9600").unwrap(), "http://127.0.0.1:9600/readyz");
+        assert_eq!(
+            readiness_url("0.0.0.0:9600").unwrap(),
+            "http://127.0.0.1:9600/readyz"
+        );
         assert_eq!(readiness_url("[::]:1").unwrap(), "http://[::1]:1/readyz");
         assert_eq!(readiness_url("localhost:1").unwrap(), "http://localhost:1/readyz");
         assert!(readiness_url("").unwrap_err().to_string().contains("--url"));
@@ -153,11 +202,23 @@ mod tests {
 
     #[test]
     fn a_url_is_split_and_others_are_refused() {
-        let target = |host: &str, path: &str| Target { host: host.into(), path: path.into() };
+        let target = |host: &str, path: &str| Target {
+            host: host.into(),
+            path: path.into(),
+        };
         assert_eq!(Target::parse("http://h:1/a?b").unwrap(), target("h:1", "/a?b"));
         assert_eq!(Target::parse("http://h").unwrap(), target("h:80", "/"));
-        assert_eq!(Target::parse("http://[::1]:9600").unwrap(), target("[::1]:9600", "/"));
-        for url in ["https://h/", "h:1", "http://", "http://u:p@h/", "http://h/\r\nX: y"] {
+        assert_eq!(
+            Target::parse("http://[::1]:9600").unwrap(),
+            target("[::1]:9600", "/")
+        );
+        for url in [
+            "https://h/",
+            "h:1",
+            "http://",
+            "http://u:p@h/",
+            "http://h/\r\nX: y",
+        ] {
             assert!(Target::parse(url).is_err(), "{url}");
         }
     }

@@ -1,13 +1,18 @@
 //! `pixfleet`, the one binary: every role is a subcommand, and this crate alone wires roles to servers.
 //!
 //! `main` parses, reads the settings, starts the log and the runtime, and turns how the role ended into an exit
-//! code. Each role is a file of its own: its arguments, and `run`.
+//! code. Each role is a file of its own: its `Args`, and `run(args, config)`, with the compiled providers where it
+//! makes calls.
 
 mod config;
+mod demo;
 mod exit;
 mod health;
 mod output;
+mod results;
+mod sandbox;
 mod schemas;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -16,13 +21,17 @@ use clap::{Parser, Subcommand};
 use pixfleet_shared::telemetry;
 
 use crate::{
-    config::{Loaded, Sources},
+    config::{Log, Sources},
     exit::Exit,
 };
 
 /// Pushes millions of images through rate-limited image APIs, and loses none.
 #[derive(Debug, Parser)]
-#[command(name = "pixfleet", version, max_term_width = 110, after_help = "EXAMPLES
+#[command(
+    name = "pixfleet",
+    version,
+    max_term_width = 110,
+    after_help = "EXAMPLES
   pixfleet demo                                        the whole way on one machine, against a sandbox
   pixfleet config example > pixfleet.toml              a settings file to start from
   pixfleet enqueue images.csv --provider restb --models re_roomtype_global_v2 --batch spring
@@ -30,8 +39,9 @@ use crate::{
   pixfleet results --batch spring --by-image
 
 EXIT CODES
-  0 done   1 failed   2 wrong command line or settings   3 done, but bad manifest rows were left out
-  4 stopped on request with work left, which is still in the queue")]
+  0 done    1 failed    2 wrong command line or settings    3 done, but for bad manifest rows
+  4 ended before everything was done; what is left is still in the queue"
+)]
 struct Cli {
     #[command(subcommand)]
     role: Role,
@@ -41,6 +51,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Role {
+    Worker(worker::Args),
+    Results(Box<results::Args>),
+    Sandbox(Box<sandbox::Args>),
+    Demo(demo::Args),
     Config(config::Args),
     Health(health::Args),
     Schemas(schemas::Args),
@@ -48,7 +62,7 @@ enum Role {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    run(cli).unwrap_or_else(|error| Exit::of_error(&error).into())
+    run(cli).unwrap_or_else(|error| Exit::of_error(&error, &mut std::io::stderr()).into())
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -57,22 +71,36 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Role::Config(args) => config::run(args, &sources),
         Role::Schemas(args) => schemas::run(&args),
         Role::Health(args) => runtime()?.block_on(health::run(args, &sources)),
+        Role::Worker(args) => {
+            let (loaded, catalog) = sources.load_with_providers()?;
+            start(&loaded.log(), worker::run(args, loaded, catalog))
+        }
+        Role::Results(args) => {
+            let loaded = sources.load()?;
+            start(&loaded.log(), results::run(*args, loaded.config))
+        }
+        Role::Demo(args) => {
+            let loaded = sources.load()?;
+            start(&loaded.log(), demo::run(args, loaded.config))
+        }
+        Role::Sandbox(args) => start(&sources.load()?.log(), sandbox::run(*args)),
     }
 }
 
-/// The settings, once the log is started and TLS has its provider.
-#[expect(dead_code, reason = "for the roles that talk to servers")]
-fn prepare(sources: &Sources) -> anyhow::Result<Loaded> {
-    let loaded = sources.load()?;
-    let log = &loaded.config.log;
-    telemetry::start_log(&log.filter, log.format).map_err(|error| anyhow!("the log can't be started: {error}"))?;
+/// Runs a role under the log, TLS and the async runtime.
+fn start(log: &Log, role: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    telemetry::start_log(&log.filter, log.format)
+        .map_err(|error| anyhow!("the log can't be started: {error}"))?;
     // RabbitMQ, Redis and HTTP share it; a second installation would be refused, and there is none.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Ok(loaded)
+    runtime()?.block_on(role)
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the async runtime can't be started")
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the async runtime can't be started")
 }
 
 #[cfg(test)]
@@ -90,8 +118,12 @@ mod tests {
     fn every_command_shows_examples() {
         let mut left: Vec<clap::Command> = vec![Cli::command()];
         while let Some(command) = left.pop() {
-            let help = command.get_after_help().or(command.get_after_long_help()).map(ToString::to_string);
-            let shown = command.is_hide_set() || help.is_some_and(|help| help.contains("EXAMPLES"));
+            let help = command
+                .get_after_help()
+                .or(command.get_after_long_help())
+                .map(ToString::to_string);
+            let shown =
+                command.is_hide_set() || help.is_some_and(|help| help.to_uppercase().contains("EXAMPLES"));
             assert!(shown, "`pixfleet {}` has no EXAMPLES", command.get_name());
             left.extend(command.get_subcommands().cloned());
         }
@@ -99,7 +131,9 @@ mod tests {
 
     #[test]
     fn flags_of_the_settings_may_stand_behind_the_role() {
-        let cli = Cli::try_parse_from(["pixfleet", "health", "--set", "a.b=1", "--config", "c.toml", "--set", "c=2"]);
+        let cli = Cli::try_parse_from([
+            "pixfleet", "health", "--set", "a.b=1", "--config", "c.toml", "--set", "c=2",
+        ]);
         assert_eq!(cli.unwrap().sources.set, ["a.b=1", "c=2"]);
     }
 }

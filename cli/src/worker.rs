@@ -1,16 +1,13 @@
 //! `pixfleet worker`: works on the jobs of every configured provider, until told to stop.
 
-use std::{path::Path, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use pixfleet_shared::{
     fleet::{rabbit::RabbitQueue, redis::Redis},
     queue::Queue,
 };
-use pixfleet_worker::{
-    Engines,
-    provider::{Catalog, Source},
-};
+use pixfleet_worker::{Engines, provider::Catalog};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -23,13 +20,13 @@ use crate::{config::Loaded, exit::Exit, output};
 /// Work on jobs under the fleet's limits; start as many as you like, on as many machines
 #[derive(Debug, clap::Args)]
 #[command(after_help = "EXAMPLES
-  pixfleet worker                                          every provider of the settings
-  pixfleet worker --set worker.concurrency=200             more calls in flight
-  PIXFLEET_LOG_FORMAT=json pixfleet worker --json          logs for machines, and a report at the end
+  pixfleet worker                                    every provider of the settings
+  pixfleet worker --set worker.concurrency=200       more calls in flight
+  PIXFLEET_LOG_FORMAT=json pixfleet worker --json    logs for machines, and a report at the end
 
 SIGNALS
-  SIGTERM and SIGINT drain: no new jobs, calls in flight are finished, the rest goes back to the queue. A second
-  one stops at once; the queue then delivers what was in hand to another worker.")]
+  SIGTERM and SIGINT drain: no new jobs, calls in flight are finished, the rest goes back to the
+  queue. A second one stops at once; the queue then delivers what was in hand to another worker.")]
 pub(crate) struct Args {
     /// Print the drain's report as one JSON line at the end
     #[arg(long)]
@@ -37,17 +34,22 @@ pub(crate) struct Args {
 }
 
 /// Works until a signal, and reports.
-pub(crate) async fn run(args: Args, loaded: Loaded) -> anyhow::Result<ExitCode> {
-    let catalog = Catalog::load(&loaded.document, Source::process(Path::new(".")))?;
+pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow::Result<ExitCode> {
     let providers: Vec<_> = catalog.iter().cloned().collect();
     if providers.is_empty() {
-        bail!("the settings name no provider: add [providers.NAME] with preset = \"...\" (docs/providers.md)");
+        bail!(
+            "the settings name no provider: add [providers.NAME] with preset = \"...\" (docs/providers.md)"
+        );
     }
     let config = loaded.config;
     let admin = listen(&config.admin.listen).await?;
     let redis = Redis::start(&config.redis)?;
     let queue = RabbitQueue::start(config.rabbitmq);
-    let engines = Engines { queue: queue.clone(), limiter: redis.limiter(), ledger: redis.ledger() };
+    let engines = Engines {
+        queue: queue.clone(),
+        limiter: redis.limiter(),
+        ledger: redis.ledger(),
+    };
     let shutdown = on_signal()?;
     let report = pixfleet_worker::run(config.worker, providers, engines, admin, shutdown).await;
     queue.close().await;
@@ -55,7 +57,12 @@ pub(crate) async fn run(args: Args, loaded: Loaded) -> anyhow::Result<ExitCode> 
     if args.json {
         output::json(&serde_json::to_value(report)?)?;
     }
-    Ok(if report.left == 0 { Exit::Done } else { Exit::WorkLeft }.into())
+    Ok(if report.left == 0 {
+        Exit::Done
+    } else {
+        Exit::WorkLeft
+    }
+    .into())
 }
 
 async fn listen(address: &str) -> anyhow::Result<Option<TcpListener>> {

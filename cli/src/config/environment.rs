@@ -17,15 +17,17 @@ const OF_SCRIPTS: [&str; 5] = [
     "PIXFLEET_RABBITMQ_SBIN",
     "PIXFLEET_REDIS_SERVER",
 ];
-/// Families of them.
-const FAMILIES: [&str; 2] = ["PIXFLEET_SERVICES_", "PIXFLEET_TEST_"];
+/// Families of them, and the variables of the sandbox, which has no section.
+const FAMILIES: [&str; 3] = ["PIXFLEET_SANDBOX_", "PIXFLEET_SERVICES_", "PIXFLEET_TEST_"];
 
 /// Sets what the environment says over `document`. An empty variable says nothing.
 pub(super) fn apply(environment: &[(OsString, OsString)], document: &mut Document) -> Problems {
     let (known, mut problems) = (fields::fields(), Problems::default());
     let secrets = named_secrets(document);
     for (name, value) in environment {
-        let Some(name) = name.to_str().filter(|name| name.starts_with("PIXFLEET_")) else { continue };
+        let Some(name) = name.to_str().filter(|name| name.starts_with("PIXFLEET_")) else {
+            continue;
+        };
         let Some(value) = value.to_str() else {
             problems.push(Problem::of(name, "not UTF-8 text"));
             continue;
@@ -44,8 +46,13 @@ pub(super) fn apply(environment: &[(OsString, OsString)], document: &mut Documen
 
 /// What a provider's `*_env` names is a secret, and may begin like a setting.
 fn named_secrets(document: &Document) -> Vec<String> {
-    let leaves = document.leaves().into_iter().filter(|leaf| leaf.key.ends_with("_env"));
-    leaves.filter_map(|leaf| leaf.value.as_str().map(str::to_owned)).collect()
+    let leaves = document
+        .leaves()
+        .into_iter()
+        .filter(|leaf| leaf.key.ends_with("_env"));
+    leaves
+        .filter_map(|leaf| leaf.value.as_str().map(str::to_owned))
+        .collect()
 }
 
 /// Whether the variable is someone else's: of our own scripts, or what Kubernetes sets for a service that is
@@ -55,7 +62,10 @@ fn is_foreign(name: &str) -> bool {
         name.contains("_SERVICE_HOST")
             || name.contains("_SERVICE_PORT")
             || name.ends_with("_PORT")
-            || name.split("_PORT_").nth(1).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+            || name
+                .split("_PORT_")
+                .nth(1)
+                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
     };
     OF_SCRIPTS.contains(&name) || FAMILIES.iter().any(|family| name.starts_with(family)) || of_kubernetes()
 }
@@ -65,7 +75,8 @@ fn unknown(name: &str, known: &[fields::Field]) -> String {
     let candidates = variables.iter().map(String::as_str).chain([CONFIG]);
     match nearest(name, candidates) {
         Some(meant) => format!("unknown variable: did you mean `{meant}`?"),
-        None => "unknown variable: `pixfleet config example` lists the settings; unset it, or rename it".to_owned(),
+        None => "unknown variable: `pixfleet config example` lists the settings; unset it, or rename it"
+            .to_owned(),
     }
 }
 
@@ -76,7 +87,10 @@ mod tests {
     use super::*;
 
     fn applied(pairs: &[(&str, &str)]) -> (Document, String) {
-        let environment: Vec<_> = pairs.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let environment: Vec<_> = pairs
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect();
         let toml = "providers.mine.auth.key_env = 'PIXFLEET_MY_KEY'";
         let mut document = Document::parse("pixfleet.toml", toml).unwrap();
         let problems = apply(&environment, &mut document).to_string();
@@ -85,7 +99,11 @@ mod tests {
 
     #[test]
     fn a_variable_sets_its_field_and_an_empty_one_nothing() {
-        let (document, problems) = applied(&[("PIXFLEET_RABBITMQ_LANES", "8"), ("PIXFLEET_LOG_FILTER", ""), ("HOME", "/")]);
+        let (document, problems) = applied(&[
+            ("PIXFLEET_RABBITMQ_LANES", "8"),
+            ("PIXFLEET_LOG_FILTER", ""),
+            ("HOME", "/"),
+        ]);
         assert_eq!(problems, "");
         assert_eq!(document.get("rabbitmq.lanes"), Some(json!(8)));
         assert_eq!(document.origin("rabbitmq.lanes"), "PIXFLEET_RABBITMQ_LANES");
@@ -95,7 +113,10 @@ mod tests {
     #[test]
     fn a_mistyped_variable_is_refused_with_the_one_that_was_meant() {
         let (_, problems) = applied(&[("PIXFLEET_RABITMQ_URL", "amqp://u:hunter2@h")]);
-        assert_eq!(problems, "PIXFLEET_RABITMQ_URL: unknown variable: did you mean `PIXFLEET_RABBITMQ_URL`?");
+        assert_eq!(
+            problems,
+            "PIXFLEET_RABITMQ_URL: unknown variable: did you mean `PIXFLEET_RABBITMQ_URL`?"
+        );
     }
 
     #[test]

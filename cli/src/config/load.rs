@@ -6,8 +6,9 @@ use std::{
 };
 
 use pixfleet_shared::settings::{Document, Problem, Problems};
+use pixfleet_worker::provider::{Catalog, Source};
 
-use super::{Config, environment, fields, secrets};
+use super::{Config, Log, environment, fields, secrets};
 
 /// The flags that every command takes.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -29,26 +30,33 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// Each provider's name and table, as the worker's loader takes them.
-    pub(crate) fn providers(&self) -> Vec<(String, Document)> {
-        let names = self.config.providers.keys();
-        names.filter_map(|name| Some((name.clone(), self.document.subtable(&format!("providers.\"{name}\""))?))).collect()
+    /// The `[log]` settings.
+    pub(crate) fn log(&self) -> Log {
+        self.config.log.clone()
     }
 }
 
 impl Sources {
-    /// Reads all sources.
+    /// Reads all sources, for a role that makes no calls.
     ///
     /// # Errors
-    /// Everything that is wrong in any of them.
+    /// Everything that is wrong in any of them, but for the providers' tables.
     pub(crate) fn load(&self) -> Result<Loaded, Problems> {
-        let environment: Vec<_> = std::env::vars_os().collect();
-        self.load_with(&environment, Path::new("."))
+        self.gather(&environment(), Path::new(".")).read()
     }
 
-    /// Reads all sources, with this environment and working directory.
-    pub(super) fn load_with(&self, environment: &[(OsString, OsString)], directory: &Path) -> Result<Loaded, Problems> {
-        let (mut document, mut problems) = match self.read_file(environment, directory) {
+    /// Reads all sources, and compiles the providers. A table's own files are looked for beside the settings file.
+    ///
+    /// # Errors
+    /// Everything that is wrong in any of them, a provider's key that is not there included.
+    pub(crate) fn load_with_providers(&self) -> Result<(Loaded, Catalog), Problems> {
+        self.gather(&environment(), Path::new(".")).read_with_providers()
+    }
+
+    /// Every source laid over the other, with this environment and working directory.
+    pub(super) fn gather(&self, environment: &[(OsString, OsString)], directory: &Path) -> Gathered {
+        let file = self.file(environment, directory);
+        let (mut document, mut problems) = match read_file(file.as_deref(), directory) {
             Ok(document) => (document, Problems::default()),
             // The others are still looked at: what is wrong with them is said now, too.
             Err(problems) => (Document::empty("settings"), problems),
@@ -56,35 +64,29 @@ impl Sources {
         problems.extend(secrets::refused(&document));
         problems.extend(environment::apply(environment, &mut document));
         problems.extend(self.apply_flags(&mut document));
-        match document.read::<Config>() {
-            Ok(config) => {
-                problems.extend(config.problems(&document));
-                problems.or(Loaded { config, document })
-            }
-            Err(more) => {
-                problems.extend(more);
-                Err(problems)
-            }
+        let folder = file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+        Gathered {
+            folder: directory.join(folder),
+            document,
+            problems,
         }
     }
 
-    fn read_file(&self, environment: &[(OsString, OsString)], directory: &Path) -> Result<Document, Problems> {
-        let Some(path) = self.file(environment, directory) else {
-            return Ok(Document::empty("settings"));
-        };
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(directory.join(&path))
-            .map_err(|error| Problem::of(&name, format!("the settings file can't be read: {error}")))?;
-        Document::parse(&name, &text)
-    }
-
     fn file(&self, environment: &[(OsString, OsString)], directory: &Path) -> Option<PathBuf> {
-        let named = environment.iter().find(|(name, value)| name == environment::CONFIG && !value.is_empty());
+        let named = environment
+            .iter()
+            .find(|(name, value)| name == environment::CONFIG && !value.is_empty());
         let found = || {
             let places = ["pixfleet.toml", "/etc/pixfleet/pixfleet.toml"];
-            places.into_iter().map(PathBuf::from).find(|place| directory.join(place).exists())
+            places
+                .into_iter()
+                .map(PathBuf::from)
+                .find(|place| directory.join(place).exists())
         };
-        self.config.clone().or_else(|| named.map(|(_, path)| path.into())).or_else(found)
+        self.config
+            .clone()
+            .or_else(|| named.map(|(_, path)| path.into()))
+            .or_else(found)
     }
 
     fn apply_flags(&self, document: &mut Document) -> Problems {
@@ -93,7 +95,10 @@ impl Sources {
         let mut flags = Document::empty("--set");
         for flag in &self.set {
             let Some((field, text)) = flag.split_once('=') else {
-                problems.push(Problem::of("--set", "no `=`: write --set FIELD=VALUE, like --set worker.concurrency=8"));
+                problems.push(Problem::of(
+                    "--set",
+                    "no `=`: write --set FIELD=VALUE, like --set worker.concurrency=8",
+                ));
                 continue;
             };
             let value = match known.iter().find(|known| known.name == field) {
@@ -111,6 +116,57 @@ impl Sources {
     }
 }
 
+/// All sources in one document, and what was wrong with them so far.
+pub(super) struct Gathered {
+    document: Document,
+    folder: PathBuf,
+    problems: Problems,
+}
+
+impl Gathered {
+    pub(super) fn read(mut self) -> Result<Loaded, Problems> {
+        match self.document.read::<Config>() {
+            Ok(config) => {
+                self.problems.extend(config.problems(&self.document));
+                self.problems.or(Loaded {
+                    config,
+                    document: self.document,
+                })
+            }
+            Err(more) => {
+                self.problems.extend(more);
+                Err(self.problems)
+            }
+        }
+    }
+
+    pub(super) fn read_with_providers(self) -> Result<(Loaded, Catalog), Problems> {
+        let catalog = Catalog::load(&self.document, Source::process(&self.folder));
+        match (self.read(), catalog) {
+            (Ok(loaded), Ok(catalog)) => Ok((loaded, catalog)),
+            (Err(problems), Ok(_)) | (Ok(_), Err(problems)) => Err(problems),
+            (Err(mut problems), Err(more)) => {
+                problems.extend(more);
+                Err(problems)
+            }
+        }
+    }
+}
+
+fn environment() -> Vec<(OsString, OsString)> {
+    std::env::vars_os().collect()
+}
+
+fn read_file(file: Option<&Path>, directory: &Path) -> Result<Document, Problems> {
+    let Some(path) = file else {
+        return Ok(Document::empty("settings"));
+    };
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(directory.join(path))
+        .map_err(|error| Problem::of(&name, format!("the settings file can't be read: {error}")))?;
+    Document::parse(&name, &text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,18 +182,31 @@ mod tests {
         std::fs::write(directory.path().join("pixfleet.toml"), toml).unwrap();
         Given {
             directory,
-            environment: environment.iter().map(|(name, value)| (name.into(), value.into())).collect(),
-            sources: Sources { config: None, set: set.iter().map(|&flag| flag.to_owned()).collect() },
+            environment: environment
+                .iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+            sources: Sources {
+                config: None,
+                set: set.iter().map(|&flag| flag.to_owned()).collect(),
+            },
         }
     }
 
     impl Given {
         fn load(&self) -> Result<Loaded, Problems> {
-            self.sources.load_with(&self.environment, self.directory.path())
+            self.gathered().read()
+        }
+
+        fn gathered(&self) -> Gathered {
+            self.sources.gather(&self.environment, self.directory.path())
         }
 
         fn problems(&self) -> String {
-            self.load().err().map(|problems| problems.to_string()).unwrap_or_default()
+            self.load()
+                .err()
+                .map(|problems| problems.to_string())
+                .unwrap_or_default()
         }
     }
 
@@ -156,20 +225,29 @@ mod tests {
     #[test]
     fn no_file_at_all_means_the_defaults() {
         let directory = tempfile::tempdir().unwrap();
-        let loaded = Sources::default().load_with(&[], directory.path()).unwrap();
+        let loaded = Sources::default().gather(&[], directory.path()).read().unwrap();
         assert_eq!(loaded.config, Config::default());
     }
 
     #[test]
     fn a_file_that_was_named_must_be_there() {
         let given = given("", &[("PIXFLEET_CONFIG", "other.toml")], &[]);
-        assert!(given.problems().starts_with("other.toml: the settings file can't be read: "), "{}", given.problems());
+        assert!(
+            given
+                .problems()
+                .starts_with("other.toml: the settings file can't be read: "),
+            "{}",
+            given.problems()
+        );
     }
 
     #[test]
     fn what_is_wrong_in_every_source_is_said_at_once() {
         let toml = "[rabbitmq]\nlanse = 4\nurl = 'amqp://me:hunter2@mq'\n[admin]\nlisten = 9600\n";
-        let environment = [("PIXFLEET_RABBITMQ_LANES", "none"), ("PIXFLEET_LOG_FORMT", "json")];
+        let environment = [
+            ("PIXFLEET_RABBITMQ_LANES", "none"),
+            ("PIXFLEET_LOG_FORMT", "json"),
+        ];
         let flags = ["log.format=yaml", "redis.url=redis://:hunter2@r", "nonsense"];
         let problems = given(toml, &environment, &flags).problems();
         let starts = [
@@ -191,9 +269,14 @@ mod tests {
 
     #[test]
     fn values_that_only_a_library_can_read_are_checked_too() {
-        let toml = "[rabbitmq]\nurl = 'http://mq'\n[log]\nfilter = 'pixfleet=loud'\n[admin]\nlisten = 'here'\n";
+        let toml =
+            "[rabbitmq]\nurl = 'http://mq'\n[log]\nfilter = 'pixfleet=loud'\n[admin]\nlisten = 'here'\n";
         let problems = given(toml, &[], &[]).problems();
-        for start in ["pixfleet.toml:2: rabbitmq.url: ", "pixfleet.toml:4: log.filter: ", "pixfleet.toml:6: admin.listen: "] {
+        for start in [
+            "pixfleet.toml:2: rabbitmq.url: ",
+            "pixfleet.toml:4: log.filter: ",
+            "pixfleet.toml:6: admin.listen: ",
+        ] {
             assert!(problems.lines().any(|line| line.starts_with(start)), "{problems}");
         }
     }
@@ -201,19 +284,39 @@ mod tests {
     #[test]
     fn a_password_is_welcome_in_the_environment() {
         let given = given("", &[("PIXFLEET_RABBITMQ_URL", "amqp://me:hunter2@mq/v")], &[]);
-        assert_eq!(given.load().unwrap().config.rabbitmq.url, "amqp://me:hunter2@mq/v");
+        assert_eq!(
+            given.load().unwrap().config.rabbitmq.url,
+            "amqp://me:hunter2@mq/v"
+        );
     }
 
     #[test]
     fn a_provider_keeps_its_table_and_its_lines() {
         let toml = "[providers.\"my api\"]\npreset = 'restb'\nlimits = [{ name = 'rate', calls = 4 }]\n";
-        let loaded = given(toml, &[], &["providers.\"my api\".limits[0].calls=8"]).load().unwrap();
-        let [(name, table)] = &loaded.providers()[..] else { panic!("one provider") };
-        assert_eq!(name, "my api");
+        let loaded = given(toml, &[], &["providers.\"my api\".limits[0].calls=8"])
+            .load()
+            .unwrap();
+        let table = loaded.document.subtable("providers.\"my api\"").unwrap();
         assert_eq!(table.get("limits[0].calls"), Some(8.into()));
         assert_eq!(
             table.problem("preset", "unknown").to_string(),
             "pixfleet.toml:2: providers.\"my api\".preset: unknown"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_provider_is_said_with_the_rest() {
+        let toml = "[log]\nfiltr = 'info'\n[providers.mine]\npreset = 'restbb'\n";
+        let problems = given(toml, &[], &[])
+            .gathered()
+            .read_with_providers()
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(problems.starts_with("pixfleet.toml:2: log.filtr: "), "{problems}");
+        assert!(
+            problems.contains("\npixfleet.toml:4: providers.mine.preset: "),
+            "{problems}"
         );
     }
 }

@@ -1,6 +1,7 @@
 //! The part of `docs/configuration.md` that comes from the code.
 
 use pixfleet_shared::settings::wanted;
+use serde_json::Value;
 
 use super::{
     example::toml,
@@ -20,7 +21,10 @@ pub(super) fn renewed(page: &str) -> Option<String> {
 
 fn reference() -> String {
     let sections: String = sections().iter().map(of_section).collect();
-    let exits: String = Exit::ALL.iter().map(|(exit, meaning)| format!("| {} | {meaning} |\n", *exit as u8)).collect();
+    let exits: String = Exit::ALL
+        .iter()
+        .map(|(exit, meaning)| format!("| {} | {meaning} |\n", *exit as u8))
+        .collect();
     format!("## Sections\n{sections}\n## Exit codes\n| code | meaning |\n|---|---|\n{exits}")
 }
 
@@ -34,19 +38,37 @@ fn of_section(section: &Section) -> String {
 }
 
 fn of_field(field: &Field) -> String {
-    let default = field.default.as_ref().map_or_else(|| "none".to_owned(), |value| format!("`{}`", toml(value)));
+    let default = field
+        .default
+        .as_ref()
+        .map_or_else(|| "none".to_owned(), |value| format!("`{}`", toml(value)));
     let cell = |text: &str| text.replace('|', "\\|").replace("\n\n", "<br>");
-    format!("| `{}` | {} | {} | {} |\n", field.key(), cell(&wanted(&field.schema)), cell(&default), cell(&meaning(field)))
+    format!(
+        "| `{}` | {} | {} | {} |\n",
+        field.key(),
+        cell(&wanted(&field.schema)),
+        cell(&default),
+        cell(&meaning(field))
+    )
 }
 
-/// The description without the sentence on the default: the table has a column for it.
+/// The description, without a sentence that says no more of the default than its column does.
 fn meaning(field: &Field) -> String {
-    match field.about.split_once(" Default: ") {
-        Some((before, rest)) => match rest.split_once(". ") {
-            Some((_, after)) => format!("{before} {after}"),
-            None => before.to_owned(),
-        },
-        None => field.about.clone(),
+    let Some((before, rest)) = field.about.split_once(" Default: ") else {
+        return field.about.clone();
+    };
+    let (said, after) = rest.split_once(". ").unwrap_or((rest.trim_end_matches('.'), ""));
+    let said = said.trim_matches('`');
+    let told = match &field.default {
+        None => said == "none",
+        Some(Value::String(text)) => said == text,
+        Some(Value::Bool(on)) => said == if *on { "yes" } else { "no" },
+        Some(value) => said == value.to_string(),
+    };
+    if told {
+        format!("{before} {after}").trim_end().to_owned()
+    } else {
+        field.about.clone()
     }
 }
 
@@ -59,15 +81,22 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
         let page = std::fs::read_to_string(path).unwrap();
         let renewed = renewed(&page).expect("the page has its marks");
-        assert!(page == renewed, "docs/configuration.md is out of date: run `pixfleet config docs docs/configuration.md`");
+        assert!(
+            page == renewed,
+            "docs/configuration.md is out of date: run `pixfleet config docs docs/configuration.md`"
+        );
     }
 
     #[test]
     fn a_page_without_marks_is_left_alone() {
         assert_eq!(renewed("# Configuration\n"), None);
-        let page = format!("a\n{BEGIN}old{END}b\n");
+        let page = format!("a\n{BEGIN}stale words{END}b\n");
         let new = renewed(&page).unwrap();
-        assert!(new.starts_with("a\n") && new.ends_with("b\n") && !new.contains("old"));
-        assert_eq!(renewed(&new).as_ref(), Some(&new), "renewing twice changes nothing");
+        assert!(new.starts_with("a\n") && new.ends_with("b\n") && !new.contains("stale words"));
+        assert_eq!(
+            renewed(&new).as_ref(),
+            Some(&new),
+            "renewing twice changes nothing"
+        );
     }
 }

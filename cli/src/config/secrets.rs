@@ -23,14 +23,19 @@ fn advice(leaf: &Leaf) -> Option<String> {
     if texts(&leaf.value).iter().any(|text| password_in(text).is_some()) {
         let key = leaf.key.as_str();
         return Some(if provider {
-            "holds a password: take it out, and let `auth.key_env` or `auth.key_file` say where it is".to_owned()
+            "holds a password: take it out, and let `auth.key_env` or `auth.key_file` say where it is"
+                .to_owned()
         } else {
             let variable = format!("PIXFLEET_{}", field.to_ascii_uppercase().replace('.', "_"));
             format!("holds a password: put the URL into {variable}, or into a file that `{key}_file` names")
         });
     }
     // A placeholder (`${key}`) is how a request says where the secret goes.
-    let secret = provider && is_secret(&leaf.key) && texts(&leaf.value).iter().any(|text| !text.is_empty() && !text.contains("${"));
+    let secret = provider
+        && is_secret(&leaf.key)
+        && texts(&leaf.value)
+            .iter()
+            .any(|text| !text.is_empty() && !text.contains("${"));
     secret.then(|| {
         "looks like a secret: put it into an environment variable or a file, and let `auth.key_env` or `auth.key_file` name that".to_owned()
     })
@@ -59,7 +64,9 @@ pub(super) fn shown(key: &str, value: &Value) -> Value {
     match value {
         Value::String(text) if is_secret(key) && !text.is_empty() && !text.contains("${") => REDACTED.into(),
         Value::String(text) => match password_in(text) {
-            Some(password) => format!("{}{REDACTED}{}", &text[..password.start], &text[password.end..]).into(),
+            Some(password) => {
+                format!("{}{REDACTED}{}", &text[..password.start], &text[password.end..]).into()
+            }
             None => value.clone(),
         },
         Value::Array(values) => values.iter().map(|value| shown(key, value)).collect(),
@@ -92,14 +99,19 @@ headers = { tiliter-api-key = "hunter2", x-api-key = "${key}" }
         );
         assert!(lines[1].starts_with("pixfleet.toml:5: providers.tiliter.auth.key: looks like a secret"));
         assert!(lines[2].starts_with("pixfleet.toml:6: providers.tiliter.endpoint: holds a password"));
-        assert!(lines[3].starts_with("pixfleet.toml:8: providers.tiliter.request[0].headers.tiliter-api-key: "));
+        assert!(
+            lines[3].starts_with("pixfleet.toml:8: providers.tiliter.request[0].headers.tiliter-api-key: ")
+        );
         assert!(!problems.contains("hunter2"));
     }
 
     #[test]
     fn a_shown_value_keeps_no_password() {
         let show = |key: &str, text: &str| shown(key, &Value::from(text)).as_str().unwrap().to_owned();
-        assert_eq!(show("url", "amqp://me:p@ss@mq:5672/v"), "amqp://me:[redacted]@mq:5672/v");
+        assert_eq!(
+            show("url", "amqp://me:p@ss@mq:5672/v"),
+            "amqp://me:[redacted]@mq:5672/v"
+        );
         assert_eq!(show("url", "redis://:pw@r"), "redis://:[redacted]@r");
         assert_eq!(show("url", "amqp://me@mq/v?a=b:c@d"), "amqp://me@mq/v?a=b:c@d");
         assert_eq!(show("client_key", "x"), "[redacted]");

@@ -44,7 +44,10 @@ pub(crate) struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { filter: "info".to_owned(), format: LogFormat::default() }
+        Self {
+            filter: "info".to_owned(),
+            format: LogFormat::default(),
+        }
     }
 }
 
@@ -57,10 +60,22 @@ impl Config {
                 problems.push(document.problem(field, message));
             }
         };
-        let amqp = ["amqp://", "amqps://"].iter().any(|scheme| self.rabbitmq.url.starts_with(scheme));
-        demand(amqp, "rabbitmq.url", "not a RabbitMQ URL: give amqp://HOST:PORT/VHOST or amqps://…");
-        let redis = ["redis://", "rediss://"].iter().any(|scheme| self.redis.url.starts_with(scheme));
-        demand(redis, "redis.url", "not a Redis URL: give redis://HOST:PORT/DATABASE or rediss://…");
+        let amqp = ["amqp://", "amqps://"]
+            .iter()
+            .any(|scheme| self.rabbitmq.url.starts_with(scheme));
+        demand(
+            amqp,
+            "rabbitmq.url",
+            "not a RabbitMQ URL: give amqp://HOST:PORT/VHOST or amqps://…",
+        );
+        let redis = ["redis://", "rediss://"]
+            .iter()
+            .any(|scheme| self.redis.url.starts_with(scheme));
+        demand(
+            redis,
+            "redis.url",
+            "not a Redis URL: give redis://HOST:PORT/DATABASE or rediss://…",
+        );
         let listen = &self.admin.listen;
         demand(
             listen.is_empty() || is_address(listen),
@@ -68,7 +83,9 @@ impl Config {
             "not an address: give HOST:PORT, for example 127.0.0.1:9600, or \"\" for no server",
         );
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
-            let message = format!("can't be read ({error}): give a level, for example info, or info,pixfleet_worker=debug");
+            let message = format!(
+                "can't be read ({error}): give a level, for example info, or info,pixfleet_worker=debug"
+            );
             problems.push(document.problem("log.filter", message));
         }
         problems
@@ -76,5 +93,6 @@ impl Config {
 }
 
 fn is_address(text: &str) -> bool {
-    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
