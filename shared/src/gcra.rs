@@ -136,7 +136,7 @@ pub fn decide_at(moment: Moment, state: &mut State, spacings: &[Spacing<'_>], ca
     let decision = book(moment, state.held_until_us, spacings, &mut paces, calls);
     let names = spacings.iter().map(|limit| limit.name.to_owned());
     let pace = names.zip(paces).collect();
-    if state.pace != pace || matches!(decision, Decision::Slots(_)) {
+    if moment.lost || state.pace != pace || matches!(decision, Decision::Slots(_)) {
         state.pace = pace;
         state.at_us = moment.now_us;
     }

@@ -56,18 +56,15 @@ pub async fn slots(client: &dyn RateLimiter, stack: &Stack, calls: &[u32]) -> Ve
 /// greedily as it may. Every slot, in order.
 pub async fn greedy(fleet: &[&dyn RateLimiter], stack: &Stack, models: u32, calls: usize) -> Vec<Instant> {
     let share = calls.div_ceil(fleet.len());
-    let client = |client: &&dyn RateLimiter| {
-        let client = *client;
-        async move {
-            let mut booked = Vec::new();
-            while booked.len() < share {
-                let more = slots(client, stack, &[models; 3]).await;
-                booked.extend(more.into_iter().map(|slot| slot.at));
-            }
-            booked
+    let clients = fleet.iter().map(|client| async move {
+        let mut booked = Vec::new();
+        while booked.len() < share {
+            let more = slots(*client, stack, &[models; 3]).await;
+            booked.extend(more.into_iter().map(|slot| slot.at));
         }
-    };
-    let mut all = join_all(fleet.iter().map(client)).await.concat();
+        booked
+    });
+    let mut all = join_all(clients).await.concat();
     all.sort_unstable();
     all
 }

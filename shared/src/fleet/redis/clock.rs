@@ -20,15 +20,17 @@ const SLEW_US: u64 = 1_000;
 /// The longest lead that is asked for, however slow the network was lately.
 const MAX_LEAD_US: u64 = 100_000;
 
-/// What an answer's time says about the server's clock.
+/// A server's clock that jumps ahead by more than this puts what it booked in doubt.
+const DOUBT_US: u64 = 20_000;
+
+/// What an answer's time says about the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Observed {
-    /// It goes on as it did.
-    Steady,
-    /// It was set back, or another server answers.
-    Back,
-    /// It jumped ahead by so many microseconds, or this process's clock stood still.
-    Ahead(u64),
+    /// The clock goes on as it did, or was set back, which the server notices by itself.
+    Sound,
+    /// The server's clock has jumped ahead, or this process's stood still: by the one, time has passed in which
+    /// nothing left, and by the other it has not.
+    InDoubt,
 }
 
 /// One exchange: the server's clock less ours, and how wrong that may be.
@@ -51,6 +53,8 @@ impl Sample {
 struct Mapping {
     best: Option<Sample>,
     travel_us: Option<(u64, u64)>,
+    /// When the last jump ahead was noticed: what was asked before is in doubt as well.
+    jumped_us: Option<u64>,
 }
 
 impl Mapping {
@@ -65,22 +69,23 @@ impl Mapping {
         };
         let Some(best) = self.best else {
             self.best = Some(sample);
-            return Observed::Steady;
+            return Observed::Sound;
         };
         let by = sample.offset_us - best.offset_us;
         if by.unsigned_abs() > sample.radius_us + best.error_at(received_us) + SLEW_US {
             // No moment satisfies both: one of the clocks was set. The younger sample is right.
             self.best = Some(sample);
-            return if by > 0 {
-                Observed::Ahead(by.unsigned_abs())
-            } else {
-                Observed::Back
-            };
-        }
-        if sample.radius_us <= best.error_at(received_us) {
+            if by > DOUBT_US as i64 {
+                self.jumped_us = Some(received_us);
+            }
+        } else if sample.radius_us <= best.error_at(received_us) {
             self.best = Some(sample);
         }
-        Observed::Steady
+        if self.jumped_us.is_some_and(|jumped| sent_us < jumped) {
+            Observed::InDoubt
+        } else {
+            Observed::Sound
+        }
     }
 
     /// Smoothed round trip and its spread, as TCP keeps them (RFC 6298).
@@ -171,7 +176,7 @@ mod tests {
                 let sent = local + pause;
                 local = sent + there + back;
                 best = best.min(there + back);
-                prop_assert_eq!(mapping.observe(sent, local, SERVER + sent + there), Observed::Steady);
+                prop_assert_eq!(mapping.observe(sent, local, SERVER + sent + there), Observed::Sound);
             }
             let error = mapping.local_us(SERVER + 77_000_000).unwrap().abs_diff(77_000_000);
             // A worse sample may take over once the best one's age outweighs the difference.
@@ -184,20 +189,28 @@ mod tests {
     fn a_clock_that_is_set_is_followed_at_once_in_both_directions() {
         let mut mapping = Mapping::default();
         mapping.observe(0, 200, SERVER + 100);
-        assert_eq!(
-            mapping.observe(1_000, 1_200, SERVER + 1_100 + 3_000_000),
-            Observed::Ahead(3_000_000)
-        );
+        let jumped = mapping.observe(1_000, 1_200, SERVER + 1_100 + 3_000_000);
+        assert_eq!(jumped, Observed::InDoubt);
         assert_eq!(mapping.local_us(SERVER + 3_005_000), Some(5_000));
-        assert_eq!(mapping.observe(2_000, 2_200, SERVER + 2_100), Observed::Back);
+        assert_eq!(mapping.observe(2_000, 2_200, SERVER + 2_100), Observed::Sound);
         assert_eq!(mapping.local_us(SERVER + 5_000), Some(5_000));
+    }
+
+    #[test]
+    fn whatever_was_under_way_when_the_clock_jumped_is_in_doubt() {
+        let mut mapping = Mapping::default();
+        mapping.observe(0, 200, SERVER + 100);
+        let jumped = SERVER + 3_000_000;
+        assert_eq!(mapping.observe(1_000, 1_200, jumped + 1_100), Observed::InDoubt);
+        assert_eq!(mapping.observe(1_050, 1_250, jumped + 1_150), Observed::InDoubt);
+        assert_eq!(mapping.observe(1_300, 1_500, jumped + 1_400), Observed::Sound);
     }
 
     #[test]
     fn one_slow_answer_neither_moves_the_clock_nor_looks_like_a_step() {
         let mut mapping = Mapping::default();
         mapping.observe(0, 200, SERVER + 100);
-        assert_eq!(mapping.observe(1_000, 401_000, SERVER + 1_050), Observed::Steady);
+        assert_eq!(mapping.observe(1_000, 401_000, SERVER + 1_050), Observed::Sound);
         assert_eq!(mapping.local_us(SERVER + 5_000), Some(5_000));
     }
 

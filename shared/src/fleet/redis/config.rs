@@ -58,12 +58,21 @@ impl Default for Config {
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("redis::Config")
+            .field("endpoint", &self.endpoint())
             .field("namespace", &self.namespace)
             .finish_non_exhaustive()
     }
 }
 
 impl Config {
+    /// The server's address as it may be shown: no user and no password.
+    pub fn endpoint(&self) -> String {
+        match self.client() {
+            Ok(client) => client.get_connection_info().addr().to_string(),
+            Err(Unusable(why)) => why,
+        }
+    }
+
     /// The client for the URL, from `url_file` where one is given. No connection is made.
     pub(super) fn client(&self) -> Result<redis::Client, Unusable> {
         let url = match &self.url_file {

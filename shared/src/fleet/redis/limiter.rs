@@ -24,8 +24,8 @@ const MAX_CALLS: usize = 64;
 const KEEP_IDLE: Duration = Duration::from_secs(86_400);
 /// Longer pauses are cut to this.
 const MAX_PAUSE: Duration = Duration::from_secs(31 * 86_400);
-/// A server's clock that jumps ahead by more than this puts what it booked in doubt.
-const DOUBT_US: u64 = 20_000;
+/// A server that is reminded of a hold-off may be a little behind; see its use.
+const REMINDER_MARGIN: Duration = Duration::from_millis(250);
 /// Asked back this long before the moment that is free, so that it is booked before it comes.
 const COME_BACK_AHEAD: Duration = Duration::from_micros(HORIZON_US / 2);
 
@@ -85,9 +85,8 @@ impl RedisLimiter {
         judge::fits(stack, calls.iter().copied().max().unwrap_or(0))?;
         self.hold_offs.watch(&stack.name);
         let (mut booking, observed) = self.ask(&stack.name, &spacings, calls, false).await?;
-        if matches!(observed, Observed::Ahead(us) if us > DOUBT_US) {
-            // By the server's clock time has passed in which nothing left, and by ours it has not: those slots
-            // would crowd the ones that were booked before. They stay unused.
+        if observed == Observed::InDoubt {
+            // Those slots would crowd the ones that were booked before the jump: they stay unused.
             (booking, _) = self.ask(&stack.name, &spacings, calls, true).await?;
         }
         self.agree_on_hold_off(&stack.name, &booking).await;
@@ -164,12 +163,12 @@ impl RedisLimiter {
         if held.server_us == 0 || held.server_us > booking.held_until_us {
             // Not later than it was: a fleet that reminds in turn must not push the end ahead of itself. The
             // margin makes up for this answer's way, within that bound.
-            let left = held.until.saturating_duration_since(Instant::now()) + Duration::from_millis(250);
-            let left = if held.server_us == 0 {
-                left - Duration::from_millis(250)
+            let margin = if held.server_us == 0 {
+                Duration::ZERO
             } else {
-                left
+                REMINDER_MARGIN
             };
+            let left = held.until.saturating_duration_since(Instant::now()) + margin;
             if let Err(Away(why)) = self.push_hold_off(stack, left, held.server_us).await {
                 tracing::debug!(limiter.stack = stack, redis.why = %why, "hold-off not yet renewed");
             }

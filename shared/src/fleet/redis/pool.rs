@@ -257,7 +257,7 @@ fn ends_connection(error: &RedisError) -> bool {
                 Server::ReadOnly | Server::MasterDown | Server::BusyLoading | Server::ClusterDown
             )
     );
-    of_no_use || error.is_unrecoverable_error() || matches!(error.code(), Some("NOREPLICAS" | "UNBLOCKED"))
+    of_no_use || error.is_unrecoverable_error() || error.code() == Some("NOREPLICAS")
 }
 
 fn unlent(error: &PoolError<RedisError>) -> String {

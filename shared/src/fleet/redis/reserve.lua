@@ -78,7 +78,11 @@ for j = first_call, #ARGV do
 end
 
 -- Limits that this stack no longer has are forgotten: one that returns begins as lost.
-local stale = redis.call('HLEN', key) > #fields
+local held = 0
+for i = 1, #fields do
+  held = held + (known[i] and 1 or 0)
+end
+local stale = redis.call('HLEN', key) > held
 if changed or stale or #slots > 0 then
   local whole = '%.0f'
   local latest = nb

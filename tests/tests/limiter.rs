@@ -1,0 +1,405 @@
+//! The rate limiter and the ledger on a real Redis.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, future::join_all};
+use pixfleet_shared::{
+    fleet::redis::{Config, Redis, RedisLimiter},
+    id::Id,
+    ledger::{Begun, LedgerError},
+    limiter::{LimiterError, RateLimiter, Reservation},
+};
+use pixfleet_tests::{
+    conformance::limiter::{self as suite, assert_never_above, greedy, held, per_second, slots},
+    private_redis::PrivateRedis,
+    servers::{fresh_name, redis_url},
+};
+use redis::aio::MultiplexedConnection;
+use tokio::time::{Instant, sleep, timeout};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn config(url: &str) -> Config {
+    Config {
+        url: url.to_owned(),
+        namespace: fresh_name("limiter"),
+        ..Config::default()
+    }
+}
+
+/// `size` processes of one fleet.
+async fn fleet(config: &Config, size: usize) -> Vec<Redis> {
+    let fleet: Vec<Redis> = (0..size).map(|_| Redis::start(config).unwrap()).collect();
+    for engine in &fleet {
+        engine.ready(PATIENCE).await.unwrap();
+    }
+    fleet
+}
+
+fn clients(limiters: &[Arc<RedisLimiter>]) -> Vec<&dyn RateLimiter> {
+    limiters
+        .iter()
+        .map(|limiter| &**limiter as &dyn RateLimiter)
+        .collect()
+}
+
+fn limiters(fleet: &[Redis]) -> Vec<Arc<RedisLimiter>> {
+    fleet.iter().map(Redis::limiter).collect()
+}
+
+/// Waits until `engine` answers again.
+async fn well_again(engine: &Redis) {
+    engine.ready(PATIENCE).await.unwrap();
+}
+
+macro_rules! conformance {
+    ($($promise:ident($clients:ident)),* $(,)?) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $promise() {
+            let engines = fleet(&config(&redis_url()), 4).await;
+            let limiters = limiters(&engines);
+            conformance!(@run $promise, $clients, limiters);
+        })*
+    };
+    (@run $promise:ident, fleet, $limiters:ident) => { suite::$promise("test", &clients(&$limiters)).await };
+    (@run $promise:ident, client, $limiters:ident) => { suite::$promise("test", &*$limiters[0]).await };
+}
+
+conformance! {
+    no_window_holds_more_than_its_calls(fleet),
+    a_call_takes_its_models_from_a_limit_on_models(fleet),
+    slots_come_in_order_and_soon(client),
+    a_stack_without_limits_lets_every_call_go(client),
+    a_hold_off_reaches_every_client(fleet),
+    a_shorter_hold_off_never_ends_a_longer_one(fleet),
+    work_goes_on_when_a_hold_off_is_over(client),
+    stacks_are_independent(client),
+    what_can_never_be_granted_is_refused(client),
+}
+
+/// Two processes book as fast as they may while `disturb` is done to their server again and again.
+async fn never_above_20_while<F, G>(mut server: PrivateRedis, times: usize, mut disturb: F)
+where
+    F: FnMut(PrivateRedis, MultiplexedConnection) -> G,
+    G: Future<Output = PrivateRedis>,
+{
+    let engines = fleet(&config(&server.url()), 2).await;
+    let limiters = limiters(&engines);
+    let clients = clients(&limiters);
+    let stack = per_second("test.lost", 20);
+    let disturbance = async {
+        for _ in 0..times {
+            sleep(Duration::from_millis(700)).await;
+            let connection = server.connection().await;
+            server = disturb(server, connection).await;
+        }
+        server
+    };
+    let (moments, _server) = tokio::join!(greedy(&clients, &stack, 1, 90), disturbance);
+    assert_never_above(20, &moments);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn emptying_the_server_never_frees_a_call() {
+    let server = PrivateRedis::start(&[]).await;
+    never_above_20_while(server, 3, |server, mut connection| async move {
+        redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
+        server
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forgotten_script_is_loaded_again() {
+    let server = PrivateRedis::start(&[]).await;
+    never_above_20_while(server, 3, |server, mut connection| async move {
+        redis::cmd("SCRIPT")
+            .arg("FLUSH")
+            .exec_async(&mut connection)
+            .await
+            .unwrap();
+        server
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_dies_and_comes_back_empty_never_frees_a_call() {
+    let server = PrivateRedis::start(&[]).await;
+    never_above_20_while(server, 2, |mut server, _| async move {
+        server.kill();
+        server.revive().await;
+        server
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_dies_and_comes_back_with_yesterdays_state_never_frees_a_call() {
+    let server = PrivateRedis::start(&["--save", "3600 1"]).await;
+    let mut saved = false;
+    never_above_20_while(server, 2, move |mut server, mut connection| {
+        let save = !std::mem::replace(&mut saved, true);
+        async move {
+            if save {
+                redis::cmd("SAVE").exec_async(&mut connection).await.unwrap();
+            } else {
+                server.kill();
+                server.revive().await;
+            }
+            server
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_server_is_away_nothing_is_granted_and_work_goes_on_when_it_is_back() {
+    let mut server = PrivateRedis::start(&[]).await;
+    let engines = fleet(&config(&server.url()), 1).await;
+    let (limiter, ledger) = (engines[0].limiter(), engines[0].ledger());
+    let stack = per_second("test.away", 20);
+    slots(&*limiter, &stack, &[1]).await;
+
+    server.kill();
+    for _ in 0..5 {
+        let answer = limiter.reserve(&stack, &[1]).await;
+        assert!(matches!(&answer, Err(LimiterError::Away(_))), "{answer:?}");
+    }
+    assert!(matches!(
+        ledger.begin(Id::of(&[b"job"])).await,
+        Err(LedgerError::Away(_))
+    ));
+    let why = limiter.health().unwrap_err();
+    assert!(why.contains(&server.port().to_string()), "{why}");
+
+    server.revive().await;
+    slots(&*limiter, &stack, &[1]).await;
+    assert_eq!(limiter.health(), Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_starts_without_a_server_and_waits_for_it() {
+    let mut server = PrivateRedis::away(&[]);
+    let engine = Redis::start(&config(&server.url())).unwrap();
+    let why = engine.ready(Duration::from_millis(100)).await.unwrap_err();
+    assert!(why.contains(&server.port().to_string()), "{why}");
+    server.revive().await;
+    well_again(&engine).await;
+    slots(&*engine.limiter(), &per_second("test.late", 20), &[1]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_server_grants_nothing_and_its_connections_are_replaced() {
+    let server = PrivateRedis::start(&[]).await;
+    let engine = Redis::start(&Config {
+        response_timeout_ms: 100,
+        ..config(&server.url())
+    })
+    .unwrap();
+    well_again(&engine).await;
+    let limiter = engine.limiter();
+    let stack = per_second("test.frozen", 20);
+    slots(&*limiter, &stack, &[1]).await;
+
+    server.freeze();
+    // Many at once, more than there are connections: each has its answer, and it is no.
+    let asked = join_all((0..50).map(|_| limiter.reserve(&stack, &[1])));
+    let answers = timeout(PATIENCE, asked).await.unwrap();
+    assert!(
+        answers
+            .iter()
+            .all(|answer| matches!(answer, Err(LimiterError::Away(_)))),
+        "{answers:?}"
+    );
+    assert!(limiter.health().is_err());
+
+    server.thaw();
+    slots(&*limiter, &stack, &[1]).await;
+    assert_eq!(limiter.health(), Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_demoted_grants_nothing_until_it_may_write() {
+    let server = PrivateRedis::start(&[]).await;
+    let engines = fleet(&config(&server.url()), 1).await;
+    let limiter = engines[0].limiter();
+    let stack = per_second("test.demoted", 20);
+    slots(&*limiter, &stack, &[1]).await;
+    let mut connection = server.connection().await;
+    let mut replica_of = redis::cmd("REPLICAOF");
+    replica_of
+        .arg("127.0.0.1")
+        .arg(1)
+        .exec_async(&mut connection)
+        .await
+        .unwrap();
+    let why = limiter.reserve(&stack, &[1]).await.unwrap_err().to_string();
+    assert!(
+        why.contains("READONLY") || why.to_lowercase().contains("read only"),
+        "{why}"
+    );
+
+    redis::cmd("REPLICAOF")
+        .arg("NO")
+        .arg("ONE")
+        .exec_async(&mut connection)
+        .await
+        .unwrap();
+    assert!(
+        limiter.book(&stack, &[1]).await.unwrap().lost,
+        "a promoted server may have missed the last grants"
+    );
+    slots(&*limiter, &stack, &[1]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hold_off_outlives_the_servers_memory() {
+    let server = PrivateRedis::start(&[]).await;
+    let config = config(&server.url());
+    let engines = fleet(&config, 1).await;
+    let limiter = engines[0].limiter();
+    let stack = per_second("test.remembered", 20);
+    limiter.hold_off(&stack, Duration::from_secs(60)).await.unwrap();
+    redis::cmd("FLUSHALL")
+        .exec_async(&mut server.connection().await)
+        .await
+        .unwrap();
+
+    // Whoever remembers it says it again with the next reservation, and not for longer than it was.
+    limiter.reserve(&stack, &[1]).await.unwrap();
+    let newcomer = &fleet(&config, 1).await[0];
+    let answer = newcomer.limiter().reserve(&stack, &[1]).await.unwrap();
+    let Reservation::ComeBack(at) = answer else {
+        panic!("{answer:?}")
+    };
+    let left = at - Instant::now();
+    assert!(
+        left > Duration::from_secs(30) && left < Duration::from_secs(60),
+        "{left:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hold_off_called_while_the_server_was_away_is_told_when_it_is_back() {
+    let mut server = PrivateRedis::start(&[]).await;
+    let engines = fleet(&config(&server.url()), 2).await;
+    let (one, other) = (engines[0].limiter(), engines[1].limiter());
+    let stack = per_second("test.told", 20);
+    slots(&*other, &stack, &[1]).await;
+    server.kill();
+    assert!(one.hold_off(&stack, Duration::from_secs(60)).await.is_err());
+    assert!(
+        one.held_until(&stack).is_some(),
+        "the process that was told to stop stops at once"
+    );
+
+    server.revive().await;
+    well_again(&engines[0]).await;
+    one.reserve(&stack, &[1]).await.unwrap();
+    held(&*other, &stack).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_that_was_cut_off_catches_up() {
+    let server = PrivateRedis::start(&[]).await;
+    let engines = fleet(&config(&server.url()), 2).await;
+    let (one, other) = (engines[0].limiter(), engines[1].limiter());
+    let stack = per_second("test.cut", 20);
+    slots(&*other, &stack, &[1]).await;
+    let mut connection = server.connection().await;
+    redis::cmd("CLIENT")
+        .arg("KILL")
+        .arg("TYPE")
+        .arg("pubsub")
+        .exec_async(&mut connection)
+        .await
+        .unwrap();
+    one.hold_off(&stack, Duration::from_secs(60)).await.unwrap();
+    held(&*other, &stack).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reservation_is_one_round_trip() {
+    let server = PrivateRedis::start(&[]).await;
+    let engine = &fleet(&config(&server.url()), 1).await[0];
+    let stack = per_second("test.trips", 1000);
+    let limiter = engine.limiter();
+    // Both connections of the pool have been opened once this many were booked.
+    for _ in 0..4 {
+        slots(&*limiter, &stack, &[1]).await;
+    }
+    let client = redis::Client::open(server.url()).unwrap();
+    let monitor = client.get_async_monitor().await.unwrap();
+    let mut seen = monitor.into_on_message::<String>();
+    for _ in 0..10 {
+        limiter.reserve(&stack, &[1, 1, 1]).await.unwrap();
+    }
+    let end = fresh_name("end");
+    redis::cmd("ECHO")
+        .arg(&end)
+        .exec_async(&mut server.connection().await)
+        .await
+        .unwrap();
+    let mut commands = Vec::new();
+    while let Some(line) = timeout(PATIENCE, seen.next()).await.unwrap() {
+        if line.contains(&end) {
+            break;
+        }
+        // What a script does shows as from "lua"; the probe of an idle process and this test's own are not of it.
+        if !line.contains(" lua]") && !line.contains(":probe") && !line.contains("\"CLIENT\"") {
+            commands.push(line);
+        }
+    }
+    assert_eq!(commands.len(), 10, "{commands:#?}");
+    assert!(
+        commands.iter().all(|line| line.contains("\"EVALSHA\"")),
+        "{commands:#?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_password_is_told_without_the_password() {
+    let server = PrivateRedis::start(&["--requirepass", "right-one"]).await;
+    let url = server.url().replace("redis://", "redis://:hunter2@");
+    let engine = Redis::start(&config(&url)).unwrap();
+    let why = engine.ready(Duration::from_millis(300)).await.unwrap_err();
+    let refused = engine
+        .limiter()
+        .reserve(&per_second("test.password", 1), &[1])
+        .await
+        .unwrap_err();
+    for text in [why, refused.to_string()] {
+        assert!(
+            text.to_lowercase().contains("auth") || text.contains("WRONGPASS"),
+            "{text}"
+        );
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_settled_job_is_known_to_the_whole_fleet_for_its_time() {
+    let config = config(&redis_url());
+    let engines = fleet(&config, 2).await;
+    let job = Id::of(&[b"job", config.namespace.as_bytes()]);
+    assert_eq!(engines[0].ledger().begin(job).await.unwrap(), Begun::Fresh);
+    engines[0].ledger().settled(job).await.unwrap();
+    assert_eq!(engines[1].ledger().begin(job).await.unwrap(), Begun::Settled);
+    assert_eq!(
+        engines[1].ledger().begin(Id::of(&[b"other"])).await.unwrap(),
+        Begun::Fresh
+    );
+
+    let mut connection = pixfleet_tests::private_redis::connection(&redis_url()).await;
+    let key = [config.namespace.as_bytes(), b":d:", &job.to_bytes()].concat();
+    let ttl: u64 = redis::cmd("TTL")
+        .arg(key)
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    assert!(
+        (config.ledger_ttl_s - 60..=config.ledger_ttl_s).contains(&ttl),
+        "{ttl}"
+    );
+}
