@@ -79,7 +79,7 @@ pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> 
     let played = Play {
         sandbox: &sandbox,
         engines: &engines,
-        batch,
+        batch: &batch,
         judge: args.judge,
     }
     .run(&stop)
@@ -101,6 +101,9 @@ pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> 
         for line in figures.lines(&played.tally, &bill, &played.workers) {
             output::line(line)?;
         }
+        output::line(format!(
+            "see the results again: pixfleet results --batch {batch} --format table"
+        ))?;
     }
     Ok(if stop.is_cancelled() {
         Exit::WorkLeft
@@ -116,7 +119,7 @@ pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> 
 struct Play<'a> {
     sandbox: &'a Running,
     engines: &'a Engines,
-    batch: BatchName,
+    batch: &'a BatchName,
     judge: Judge,
 }
 
@@ -195,7 +198,7 @@ impl Play<'_> {
 
     /// As `pixfleet enqueue` does it: a manifest, a record of what is confirmed, and the queue.
     async fn enqueue(&self, stop: &CancellationToken) -> anyhow::Result<()> {
-        let folder = Folder::new(&self.batch)?;
+        let folder = Folder::new(self.batch)?;
         let manifest = folder.0.join("images.csv");
         std::fs::write(&manifest, stage::manifest()).context("the demo's manifest")?;
         let manifest = Manifest::open(&[manifest.display().to_string()], Reading::default())?;
@@ -206,7 +209,7 @@ impl Play<'_> {
             Tariff::default(),
         )?;
         let priority = Priority::High;
-        let identity = Identity::new(&self.batch, &plan, priority, "demo");
+        let identity = Identity::new(self.batch, &plan, priority, "demo");
         let record = Record::open(&folder.0.join("record.sqlite"), &identity)?;
         let order = Order {
             batch: self.batch.clone(),

@@ -253,9 +253,7 @@ impl Args {
             eprintln!("{line}");
         }
         if self.json {
-            let mut object = serde_json::to_value(report)?;
-            object["batch"] = serde_json::to_value(&self.batch)?;
-            crate::output::json(&object)?;
+            crate::output::json(report)?;
         }
         Ok(())
     }
@@ -265,7 +263,7 @@ impl Args {
         let of = counts
             .expected
             .map_or_else(String::new, |expected| format!(" of {expected}"));
-        let what = match &self.batch {
+        let what = match &report.batch {
             Some(batch) if report.complete => format!("batch {batch} is complete: "),
             Some(batch) => format!("batch {batch} is not complete: "),
             None => String::new(),

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use indicatif::ProgressBar;
 use jiff::Timestamp;
 use pixfleet_shared::{
+    batch::BatchName,
     queue::{Filter, Queue, QueueError, Subscriber},
     result::{Announcement, ImageResult},
 };
@@ -65,6 +66,8 @@ pub(crate) struct Reader {
 /// What a run came to.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
+    /// The batch, if one was asked for.
+    pub batch: Option<BatchName>,
     /// Why it ended.
     pub ended: Ended,
     /// Whether the batch is complete.
@@ -153,7 +156,9 @@ impl Run {
         self.last_arrival = Instant::now();
         self.uncommitted += 1;
         match announcement {
-            Announcement::Batch(event) => self.reader.tally.event(event),
+            // Without a batch, what one of many promises says nothing of what is to come.
+            Announcement::Batch(event) if self.reader.show.batch.is_some() => self.reader.tally.event(event),
+            Announcement::Batch(_) => {}
             Announcement::Result(result, trace) => {
                 self.passed_present |= result.completed_at >= self.began_at;
                 match self.reader.tally.result(&result) {
@@ -236,6 +241,7 @@ impl Run {
         }
         self.reader.bar.finish_and_clear();
         Ok(Report {
+            batch: self.reader.show.batch.clone(),
             ended,
             complete,
             counts,
