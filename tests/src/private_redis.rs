@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use rand::RngExt;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
@@ -27,10 +28,7 @@ impl PrivateRedis {
 
     /// A server that does not run yet.
     pub fn away(settings: &[&str]) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|socket| socket.local_addr())
-            .expect("a free port")
-            .port();
+        let port = free_port();
         Self {
             folder: TempDir::new().expect("a folder for the server's data"),
             port,
@@ -122,6 +120,15 @@ impl Drop for PrivateRedis {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// A port below those that outgoing connections get: one of them could sit on it while the server is away, or
+/// even, dialling it, meet itself.
+fn free_port() -> u16 {
+    std::iter::repeat_with(|| rand::rng().random_range(12_000..20_000))
+        .take(1_000)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("a free port")
 }
 
 /// A connection to the server at `url`.

@@ -1,5 +1,9 @@
 //! The Lua script and the pure decision agree: on random stacks, requests and states, whole, lost, changed,
 //! or left behind by a clock that was set back.
+#![expect(
+    clippy::unwrap_used,
+    reason = "what fails here fails the test, and says where"
+)]
 
 use std::collections::BTreeMap;
 
