@@ -17,7 +17,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context, bail};
 use serde_json::json;
 
-pub(crate) use load::{Loaded, Sources};
+pub(crate) use load::{Keys, Loaded, Sources};
 pub(crate) use settings::{Config, Log};
 
 use crate::{exit::Exit, output};
@@ -38,12 +38,15 @@ pub(crate) struct Args {
 enum Task {
     /// Say everything that is wrong with the settings. Exit code 0 when nothing is, else 2
     #[command(after_help = "EXAMPLES
-  pixfleet config check --config deploy/pixfleet.toml
+  pixfleet config check --config deploy/pixfleet.toml --without-keys
   pixfleet config check --json | jq '.problems[].origin'")]
     Check {
         /// As one JSON object: {"ok": false, "problems": [{"origin", "field", "message"}]}
         #[arg(long)]
         json: bool,
+        /// The providers' keys are elsewhere: do not ask for them
+        #[arg(long)]
+        without_keys: bool,
     },
     /// Show the settings in effect, without their secrets
     #[command(after_help = "EXAMPLES
@@ -76,7 +79,14 @@ enum Task {
 /// Does one task of `pixfleet config`.
 pub(crate) fn run(args: Args, sources: &Sources) -> anyhow::Result<ExitCode> {
     match args.task {
-        Task::Check { json } => return check(sources, json),
+        Task::Check { json, without_keys } => {
+            let keys = if without_keys {
+                Keys::NotNeeded
+            } else {
+                Keys::Needed
+            };
+            return check(sources, keys, json);
+        }
         Task::Show { json: false, origin } => output::text(show::text(&sources.load()?, origin))?,
         Task::Show { json: true, origin } => output::json(&show::json(&sources.load()?, origin))?,
         Task::Example => output::text(example::example())?,
@@ -88,9 +98,9 @@ pub(crate) fn run(args: Args, sources: &Sources) -> anyhow::Result<ExitCode> {
     Ok(Exit::Done.into())
 }
 
-fn check(sources: &Sources, json: bool) -> anyhow::Result<ExitCode> {
+fn check(sources: &Sources, keys: Keys, json: bool) -> anyhow::Result<ExitCode> {
     // The providers, too: their keys must be there, and their expressions must compile.
-    let problems = sources.load_with_providers().err();
+    let problems = sources.load_with_providers(keys).err();
     if json {
         output::json(&json!({"ok": problems.is_none(), "problems": problems.clone().unwrap_or_default()}))?;
     }

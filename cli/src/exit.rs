@@ -43,11 +43,17 @@ impl Exit {
     ];
 
     /// How a command ended that could not go on, after saying why.
+    ///
+    /// A role refuses a combination of arguments with `clap::Error::raw`.
     pub(crate) fn of_error(error: &anyhow::Error, stderr: &mut impl Write) -> Self {
         if is_broken_pipe(error) {
             return Self::Done;
         }
         // Not eprintln, and no unwrap: stderr may be closed, too.
+        if let Some(misused) = error.downcast_ref::<clap::Error>() {
+            let _ = write!(stderr, "{misused}");
+            return Self::Usage;
+        }
         match error.downcast_ref::<Problems>() {
             Some(problems) => {
                 let count = problems.iter().len();
@@ -101,6 +107,8 @@ mod tests {
     fn wrong_settings_and_other_failures_have_their_own_codes() {
         let mut said = Vec::new();
         let problems = Problems::from(Problem::of("--set", "wrong"));
+        let misused = clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, "leave --name out\n");
+        assert_eq!(Exit::of_error(&misused.into(), &mut io::sink()), Exit::Usage);
         assert_eq!(Exit::of_error(&problems.into(), &mut said), Exit::Usage);
         assert_eq!(
             Exit::of_error(&anyhow::anyhow!("the queue is away"), &mut said),

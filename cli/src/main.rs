@@ -21,7 +21,7 @@ use clap::{Parser, Subcommand};
 use pixfleet_shared::telemetry;
 
 use crate::{
-    config::{Log, Sources},
+    config::{Keys, Log, Sources},
     exit::Exit,
 };
 
@@ -30,12 +30,12 @@ use crate::{
 #[command(
     name = "pixfleet",
     version,
-    max_term_width = 110,
+    max_term_width = 120,
     after_help = "EXAMPLES
-  pixfleet demo                                        the whole way on one machine, against a sandbox
-  pixfleet config example > pixfleet.toml              a settings file to start from
+  pixfleet demo                              the whole way on one machine, against a sandbox
+  pixfleet config example > pixfleet.toml    a settings file to start from
   pixfleet enqueue images.csv --provider restb --models re_roomtype_global_v2 --batch spring
-  pixfleet worker                                      as many as you like, under one limit
+  pixfleet worker                            as many as you like, under one limit
   pixfleet results --batch spring --by-image
 
 EXIT CODES
@@ -72,7 +72,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Role::Schemas(args) => schemas::run(&args),
         Role::Health(args) => runtime()?.block_on(health::run(args, &sources)),
         Role::Worker(args) => {
-            let (loaded, catalog) = sources.load_with_providers()?;
+            let (loaded, catalog) = sources.load_with_providers(Keys::Needed)?;
             start(&loaded.log(), worker::run(args, loaded, catalog))
         }
         Role::Results(args) => {
@@ -123,7 +123,10 @@ mod tests {
                 .or(command.get_after_long_help())
                 .map(ToString::to_string);
             let shown =
-                command.is_hide_set() || help.is_some_and(|help| help.to_uppercase().contains("EXAMPLES"));
+                command.is_hide_set() || help.as_ref().is_some_and(|help| help.to_uppercase().contains("EXAMPLES"));
+            help.iter().flat_map(|help| help.lines()).for_each(|line| {
+                assert!(line.chars().count() <= 118, "wrapped where there is no terminal: {line}");
+            });
             assert!(shown, "`pixfleet {}` has no EXAMPLES", command.get_name());
             left.extend(command.get_subcommands().cloned());
         }

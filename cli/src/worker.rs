@@ -2,10 +2,11 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use pixfleet_shared::{
     fleet::{rabbit::RabbitQueue, redis::Redis},
     queue::Queue,
+    settings::Problems,
 };
 use pixfleet_worker::{Engines, provider::Catalog};
 use tokio::{
@@ -37,9 +38,8 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow::Result<ExitCode> {
     let providers: Vec<_> = catalog.iter().cloned().collect();
     if providers.is_empty() {
-        bail!(
-            "the settings name no provider: add [providers.NAME] with preset = \"...\" (docs/providers.md)"
-        );
+        let advice = "no provider: add [providers.NAME] with preset = \"...\" (docs/providers.md)";
+        return Err(Problems::from(loaded.document.problem("providers", advice)).into());
     }
     let config = loaded.config;
     let admin = listen(&config.admin.listen).await?;

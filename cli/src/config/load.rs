@@ -21,6 +21,15 @@ pub(crate) struct Sources {
     pub(crate) set: Vec<String>,
 }
 
+/// Whether the role calls the providers, and so needs their keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keys {
+    /// A worker does.
+    Needed,
+    /// An enqueue only wants to know their models, prices and limits: it may run where no key is.
+    NotNeeded,
+}
+
 /// Settings that were read, and where each came from.
 pub(crate) struct Loaded {
     /// The settings.
@@ -48,9 +57,10 @@ impl Sources {
     /// Reads all sources, and compiles the providers. A table's own files are looked for beside the settings file.
     ///
     /// # Errors
-    /// Everything that is wrong in any of them, a provider's key that is not there included.
-    pub(crate) fn load_with_providers(&self) -> Result<(Loaded, Catalog), Problems> {
-        self.gather(&environment(), Path::new(".")).read_with_providers()
+    /// Everything that is wrong in any of them; where keys are needed, one that is not there.
+    pub(crate) fn load_with_providers(&self, keys: Keys) -> Result<(Loaded, Catalog), Problems> {
+        self.gather(&environment(), Path::new("."))
+            .read_with_providers(keys)
     }
 
     /// Every source laid over the other, with this environment and working directory.
@@ -140,8 +150,8 @@ impl Gathered {
         }
     }
 
-    pub(super) fn read_with_providers(self) -> Result<(Loaded, Catalog), Problems> {
-        let catalog = Catalog::load(&self.document, Source::process(&self.folder));
+    pub(super) fn read_with_providers(self, keys: Keys) -> Result<(Loaded, Catalog), Problems> {
+        let catalog = self.catalog(keys);
         match (self.read(), catalog) {
             (Ok(loaded), Ok(catalog)) => Ok((loaded, catalog)),
             (Err(problems), Ok(_)) | (Ok(_), Err(problems)) => Err(problems),
@@ -150,6 +160,28 @@ impl Gathered {
                 Err(problems)
             }
         }
+    }
+
+    fn catalog(&self, keys: Keys) -> Result<Catalog, Problems> {
+        if keys == Keys::Needed {
+            return Catalog::load(&self.document, Source::process(&self.folder));
+        }
+        // Every provider finds a key that is none, wherever its own would be: nothing is ever sent with it.
+        let mut document = self.document.clone();
+        let providers = document.subtable("providers");
+        for name in providers.iter().flat_map(Document::keys) {
+            // What is not a table is reported by the catalog, with its line.
+            let _ = document.set(
+                &format!("providers.\"{name}\".auth.key_env"),
+                "NOT_NEEDED".into(),
+                "enqueue",
+            );
+        }
+        let source = Source {
+            env: &|_| Some("not needed".to_owned()),
+            folder: &self.folder,
+        };
+        Catalog::load(&document, source)
     }
 }
 
@@ -309,7 +341,7 @@ mod tests {
         let toml = "[log]\nfiltr = 'info'\n[providers.mine]\npreset = 'restbb'\n";
         let problems = given(toml, &[], &[])
             .gathered()
-            .read_with_providers()
+            .read_with_providers(Keys::Needed)
             .err()
             .unwrap()
             .to_string();
@@ -318,5 +350,24 @@ mod tests {
             problems.contains("\npixfleet.toml:4: providers.mine.preset: "),
             "{problems}"
         );
+    }
+
+    #[test]
+    fn a_key_is_demanded_of_a_worker_and_not_of_an_enqueue() {
+        let toml = "[providers.mine]\npreset = 'restb'\nauth.key_file = '/nowhere'\nauth.key_env = 'PIXFLEET_TEST_NO_KEY'\n";
+        let given = given(toml, &[], &[]);
+        let problems = given
+            .gathered()
+            .read_with_providers(Keys::Needed)
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(problems.contains("/nowhere"), "{problems}");
+        let (_, catalog) = given
+            .gathered()
+            .read_with_providers(Keys::NotNeeded)
+            .ok()
+            .unwrap();
+        assert_eq!(catalog.iter().count(), 1);
     }
 }

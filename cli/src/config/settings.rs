@@ -19,6 +19,8 @@ pub(crate) struct Config {
     pub(crate) rabbitmq: rabbit::Config,
     /// The server that keeps the limits and the ledger.
     pub(crate) redis: redis::Config,
+    /// How manifests become jobs.
+    pub(crate) enqueue: pixfleet_producer::Config,
     /// What a worker does with its jobs.
     pub(crate) worker: pixfleet_worker::Config,
     /// The worker's own HTTP server: `/livez`, `/readyz`, `/metrics`. It has no access control: keep it on a private
