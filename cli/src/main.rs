@@ -6,6 +6,7 @@
 
 mod config;
 mod demo;
+mod enqueue;
 mod exit;
 mod health;
 mod output;
@@ -51,6 +52,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Role {
+    Enqueue(Box<enqueue::Args>),
     Worker(worker::Args),
     Results(Box<results::Args>),
     Sandbox(Box<sandbox::Args>),
@@ -71,6 +73,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Role::Config(args) => config::run(args, &sources),
         Role::Schemas(args) => schemas::run(&args),
         Role::Health(args) => runtime()?.block_on(health::run(args, &sources)),
+        Role::Enqueue(args) => {
+            let (loaded, catalog) = sources.load_with_providers(Keys::NotNeeded)?;
+            start(&loaded.log(), enqueue::run(*args, loaded, catalog))
+        }
         Role::Worker(args) => {
             let (loaded, catalog) = sources.load_with_providers(Keys::Needed)?;
             start(&loaded.log(), worker::run(args, loaded, catalog))
