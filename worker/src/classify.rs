@@ -211,7 +211,7 @@ fn failure_message(provider: &Provider, reply: &Reply, body: Option<&Value>) -> 
     let said = said.unwrap_or_default();
     let redirect = (300..400)
         .contains(&status)
-        .then(|| " (redirects are not followed: check `endpoint`)");
+        .then_some(" (redirects are not followed: check `endpoint`)");
     provider.bounded(&format!(
         "status {status}{}: {}",
         redirect.unwrap_or_default(),

@@ -1,11 +1,13 @@
 //! The picture of a job, made ready before the slot is asked for.
 //!
 //! `fetch.rs` brings the bytes of a URL, behind the `guard.rs` that keeps jobs from reaching into the network that
-//! the worker stands in; `object.rs` reads files below the roots; `prepare.rs` scales and encodes.
+//! the worker stands in; `object.rs` reads files below the roots; `preparation.rs` says what a provider wants,
+//! and `prepare.rs` scales and encodes.
 
 mod fetch;
 mod guard;
 mod object;
+mod preparation;
 mod prepare;
 
 use std::path::PathBuf;
@@ -17,7 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-pub use prepare::{Format, Preparation};
+pub use preparation::{Format, Preparation};
 
 /// How pictures are fetched, and from where.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

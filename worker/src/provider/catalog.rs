@@ -52,6 +52,19 @@ impl Catalog {
     /// # Errors
     /// Everything that is wrong with any of them.
     pub fn load(settings: &Document, source: Source<'_>) -> Result<Self, Problems> {
+        Self::load_with(settings, source.folder, Some(source.env))
+    }
+
+    /// As [`load`](Self::load), but looks for no keys: for roles that plan calls and make none, and so run where
+    /// the keys are not. Such a provider refuses to be asked.
+    ///
+    /// # Errors
+    /// Everything that is wrong with any of them.
+    pub fn load_without_keys(settings: &Document, folder: &Path) -> Result<Self, Problems> {
+        Self::load_with(settings, folder, None)
+    }
+
+    fn load_with(settings: &Document, folder: &Path, env: compile::Env<'_>) -> Result<Self, Problems> {
         let mut found = Problems::default();
         let mut providers = BTreeMap::new();
         let tables = settings
@@ -61,7 +74,7 @@ impl Catalog {
             let Some(own) = settings.subtable(&format!("providers.\"{name}\"")) else {
                 continue;
             };
-            match Provider::load(name, &own, source) {
+            match load(name, &own, folder, env) {
                 Ok(provider) => {
                     providers.insert(name.to_owned(), Arc::new(provider));
                 }
@@ -103,12 +116,16 @@ impl Provider {
     /// # Errors
     /// Everything that is wrong: a field, an expression, a missing key, a missing file.
     pub fn load(name: &str, own: &Document, source: Source<'_>) -> Result<Self, Problems> {
-        let document = match base(name, own, source.folder)? {
-            Some(base) => own.clone().merged_over(base),
-            None => own.clone(),
-        };
-        compile::compile(name, &document, source.env)
+        load(name, own, source.folder, Some(source.env))
     }
+}
+
+fn load(name: &str, own: &Document, folder: &Path, env: compile::Env<'_>) -> Result<Provider, Problems> {
+    let document = match base(name, own, folder)? {
+        Some(base) => own.clone().merged_over(base),
+        None => own.clone(),
+    };
+    compile::compile(name, &document, env)
 }
 
 /// What the provider's own table is laid over.

@@ -1,5 +1,7 @@
 //! From a definition to a provider: every expression, template and key is checked, and every problem told at once.
 
+mod ask;
+
 use std::collections::BTreeMap;
 
 use pixfleet_shared::{
@@ -12,11 +14,9 @@ use url::Url;
 use super::{
     Provider, Rule,
     answer::{Mapping, ModelMapping},
-    definition::{Answer, AuthKind, Definition, Fetch, ImageForm, Method, ModelAnswer, Request},
+    definition::{Answer, AuthKind, Definition, Fetch, ImageForm, ModelAnswer},
     jq::Jq,
-    request::{Ask, Body},
     secret::{self, Secret},
-    template::{JsonTemplate, Template},
 };
 use crate::{classify::Class, image::Wanted};
 
@@ -25,15 +25,14 @@ const ERROR_MESSAGE: &str =
     "(.error? | objects | .message?), (.message?, .detail?, .error?, .errors?, .title?)
     | select(. != null and . != true and . != \"true\" and . != \"\")";
 
+/// Looks up an environment variable; `None` where no key is to be read at all.
+pub(super) type Env<'a> = Option<&'a dyn Fn(&str) -> Option<String>>;
+
 /// Reads and compiles `document`, the whole description of the provider `name`.
 ///
 /// # Errors
 /// Everything that is wrong with it.
-pub(super) fn compile(
-    name: &str,
-    document: &Document,
-    env: &dyn Fn(&str) -> Option<String>,
-) -> Result<Provider, Problems> {
+pub(super) fn compile(name: &str, document: &Document, env: Env<'_>) -> Result<Provider, Problems> {
     let definition: Definition = document.read()?;
     let mut check = Check {
         document,
@@ -64,6 +63,7 @@ pub(super) fn compile(
     let provider = Provider {
         name: name.to_owned(),
         endpoint,
+        keyless: env.is_none() && definition.auth.kind != AuthKind::None,
         key,
         asks,
         mapping,
@@ -111,12 +111,11 @@ impl Check<'_> {
     }
 
     fn jq(&mut self, field: &str, code: Option<&str>) -> Option<Jq> {
-        self.ok(field, Jq::compile(code?))
-    }
-
-    fn template(&mut self, field: &str, text: &str) -> Option<Template> {
-        let template = Template::compile(text, self.options);
-        self.ok(field, template)
+        let compiled = Jq::compile(code?);
+        self.ok(
+            field,
+            compiled.map_err(|why| format!("the jq expression is wrong at {why}")),
+        )
     }
 
     fn endpoint(&mut self, text: &str) -> Option<Url> {
@@ -139,7 +138,7 @@ impl Check<'_> {
         Some(url)
     }
 
-    fn key(&mut self, definition: &Definition, env: &dyn Fn(&str) -> Option<String>) -> Option<Secret> {
+    fn key(&mut self, definition: &Definition, env: Env<'_>) -> Option<Secret> {
         let auth = &definition.auth;
         let named = matches!(auth.kind, AuthKind::Query | AuthKind::Header);
         self.demand(
@@ -154,125 +153,13 @@ impl Check<'_> {
                 "no header has such a name",
             );
         }
-        if auth.kind == AuthKind::None {
-            return None;
-        }
+        let env = env.filter(|_| auth.kind != AuthKind::None)?;
         let key = self.ok("auth", secret::read(auth, env))?;
         let optional = auth.kind == AuthKind::Bearer;
         if key.is_none() && !optional {
             self.wrong("auth", format!("the key is missing: {}", secret::places(auth)));
         }
         key
-    }
-
-    fn request(&mut self, index: usize, request: &Request) -> Ask {
-        let at = |field: &str| format!("request[{index}].{field}");
-        self.demand(
-            !request.image.is_empty(),
-            &at("image"),
-            "empty: name at least one of url, base64, base64url, data_url, bytes",
-        );
-        let path = self.path(&at("path"), &request.path);
-        let path_many = match &request.path_many {
-            Some(path) => self.path(&at("path_many"), path),
-            None => path.clone(),
-        };
-        let query = self.templates(&at("query"), &request.query);
-        let headers = self.headers(&at("headers"), &request.headers);
-        let body = self.body(index, request);
-        let carried = query.iter().any(|(_, template)| template.has_image())
-            || headers.iter().any(|(_, template)| template.has_image())
-            || body.has_image();
-        self.demand(
-            carried,
-            &at("image"),
-            "nothing in this request holds `${image}`: put it into query, headers or the body",
-        );
-        let bytes = request.image.contains(&ImageForm::Bytes);
-        let takes_bytes = matches!(body, Body::Raw) || !request.multipart.is_empty();
-        self.demand(
-            !bytes || takes_bytes,
-            &at("image"),
-            "`bytes` goes into `multipart` or `raw` only: elsewhere give base64, base64url or data_url",
-        );
-        self.demand(
-            !request.raw || request.image == [ImageForm::Bytes],
-            &at("image"),
-            "a raw body takes `bytes` and nothing else",
-        );
-        let method = match request.method {
-            Method::Get => reqwest::Method::GET,
-            Method::Post => reqwest::Method::POST,
-            Method::Put => reqwest::Method::PUT,
-        };
-        self.demand(
-            request.method != Method::Get || matches!(body, Body::None),
-            &at("method"),
-            "GET has no body: give POST, or use `query`",
-        );
-        Ask {
-            images: request.image.clone(),
-            method,
-            path,
-            path_many,
-            query,
-            headers,
-            body,
-        }
-    }
-
-    fn path(&mut self, field: &str, path: &str) -> Vec<Template> {
-        self.demand(path.starts_with('/'), field, "begin it with `/`");
-        self.demand(!path.contains(['?', '#']), field, "parameters go into `query`");
-        let segments = path.strip_prefix('/').unwrap_or(path).split('/');
-        segments
-            .filter_map(|segment| self.template(field, segment))
-            .collect()
-    }
-
-    fn templates(&mut self, field: &str, texts: &BTreeMap<String, String>) -> Vec<(String, Template)> {
-        let compile = |(name, text): (&String, &String)| {
-            Some((name.clone(), self.template(&format!("{field}.\"{name}\""), text)?))
-        };
-        texts.iter().filter_map(compile).collect()
-    }
-
-    fn headers(&mut self, field: &str, texts: &BTreeMap<String, String>) -> Vec<(HeaderName, Template)> {
-        let templates = self.templates(field, texts);
-        let named = |(name, template): (String, Template)| {
-            let header =
-                HeaderName::try_from(name.as_str()).map_err(|_| "no header has such a name".to_owned());
-            Some((self.ok(&format!("{field}.\"{name}\""), header)?, template))
-        };
-        templates.into_iter().filter_map(named).collect()
-    }
-
-    fn body(&mut self, index: usize, request: &Request) -> Body {
-        let at = |field: &str| format!("request[{index}].{field}");
-        let given = [
-            request.json.is_some(),
-            !request.form.is_empty(),
-            !request.multipart.is_empty(),
-            request.raw,
-        ];
-        if given.iter().filter(|given| **given).count() > 1 {
-            self.wrong(
-                &format!("request[{index}]"),
-                "a request has one body: give only one of json, form, multipart and raw",
-            );
-        }
-        if let Some(json) = &request.json {
-            let template = JsonTemplate::compile(json, self.options);
-            return self.ok(&at("json"), template).map_or(Body::None, Body::Json);
-        }
-        match () {
-            () if !request.form.is_empty() => Body::Form(self.templates(&at("form"), &request.form)),
-            () if !request.multipart.is_empty() => {
-                Body::Multipart(self.templates(&at("multipart"), &request.multipart))
-            }
-            () if request.raw => Body::Raw,
-            () => Body::None,
-        }
     }
 
     /// The models' own expressions, the longest name first, and at last those of `answer` itself.
@@ -402,19 +289,6 @@ impl Check<'_> {
             .chain(definition.prepare.faults())
         {
             self.wrong(field, why);
-        }
-    }
-}
-
-impl Body {
-    fn has_image(&self) -> bool {
-        match self {
-            Self::None => false,
-            Self::Raw => true,
-            Self::Json(template) => template.has_image(),
-            Self::Form(fields) | Self::Multipart(fields) => {
-                fields.iter().any(|(_, template)| template.has_image())
-            }
         }
     }
 }

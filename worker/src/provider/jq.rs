@@ -37,7 +37,7 @@ impl Jq {
     /// Compiles `code`.
     ///
     /// # Errors
-    /// What is wrong, and at which line and column of the expression.
+    /// The line and column of the expression, and what is wrong there.
     pub(crate) fn compile(code: &str) -> Result<Self, String> {
         let defs = jaq_core::defs().chain(jaq_std::defs()).chain(jaq_json::defs());
         let funs = jaq_core::funs().chain(jaq_std::funs()).chain(jaq_json::funs());
@@ -95,27 +95,27 @@ fn first<E>(errors: load::Errors<&str, (), E>, say: impl Fn(E) -> String) -> Str
     errors
         .into_iter()
         .next()
-        .map_or_else(|| "it can't be compiled".to_owned(), |(_, error)| say(error))
+        .map_or_else(|| "its beginning".to_owned(), |(_, error)| say(error))
 }
 
 fn unreadable(code: &str, error: load::Error<&str>) -> String {
     match error {
         load::Error::Lex(errors) => match errors.first() {
             Some((expect, rest)) => format!("{}: expected {}", place(code, rest), expect.as_str()),
-            None => "it can't be read".to_owned(),
+            None => "its beginning".to_owned(),
         },
         load::Error::Parse(errors) => match errors.first() {
             Some((expect, found)) => format!("{}: expected {}", place(code, found), expect.as_str()),
-            None => "it can't be read".to_owned(),
+            None => "its beginning".to_owned(),
         },
-        load::Error::Io(_) => "modules can't be imported".to_owned(),
+        load::Error::Io(_) => "an import: modules can't be imported here".to_owned(),
     }
 }
 
 fn undefined(code: &str, errors: Vec<jaq_core::compile::Error<&str>>) -> String {
     match errors.first() {
         Some((name, kind)) => format!("{}: undefined {} `{name}`", place(code, name), kind.as_str()),
-        None => "it can't be compiled".to_owned(),
+        None => "its beginning".to_owned(),
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Provider {
     definition: Definition,
     endpoint: Url,
     key: Option<Secret>,
+    /// The key was not looked for: this provider can be planned with, and not asked.
+    keyless: bool,
     asks: Vec<request::Ask>,
     mapping: answer::Mapping,
     rules: Vec<Rule>,

@@ -80,6 +80,12 @@ impl Provider {
         models: &[String],
         image: &Prepared,
     ) -> Result<PreparedRequest, Unaskable> {
+        if self.keyless {
+            return Err(Unaskable(format!(
+                "provider `{}` was loaded without its key",
+                self.name
+            )));
+        }
         let (ask, form) = self.ask_for(image)?;
         let text = in_form(image, form);
         let job_id = job.id.to_string();

@@ -1,6 +1,6 @@
 //! The presets against documented answers, and what is said of a description that is wrong.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -465,13 +465,18 @@ total_ms = 100
         "t.toml:3: models_per_call: give 1 to 1000",
         "auth.name: missing",
         "t.toml:10: request[0].json: there is no placeholder `${imgae}`: did you mean `${image}`?",
-        "t.toml:13: answer.labels: line 1, column",
-        "t.toml:16: errors[0].when: line 1, column 10: undefined filter `nonsense`",
+        "t.toml:13: answer.labels: the jq expression is wrong at line 1, column 12: expected term",
+        "t.toml:16: errors[0].when: the jq expression is wrong at line 1, column 10: undefined filter `nonsense`",
         "limits[0]: limit `rate` allows 0 calls",
         "t.toml:24: http.total_ms: give more than http.connect_ms",
     ] {
         assert!(why.contains(expected), "`{expected}` is not in:\n{why}");
     }
+    assert_eq!(
+        why.lines().count(),
+        10,
+        "one line a problem, and no problem that follows from another:\n{why}"
+    );
 }
 
 #[test]
@@ -497,6 +502,21 @@ fn a_missing_key_says_where_it_is_looked_for_and_an_unknown_preset_what_was_mean
             .unwrap_err()
             .contains("did you mean `endpoint`?")
     );
+}
+
+#[tokio::test]
+async fn a_role_that_makes_no_calls_needs_no_key_and_can_make_none() {
+    let settings = Document::parse("s.toml", "[providers.restb]").unwrap();
+    let restb = Arc::clone(
+        Catalog::load_without_keys(&settings, Path::new("."))
+            .unwrap()
+            .get("restb")
+            .unwrap(),
+    );
+    assert_eq!(restb.models_per_call(), 6);
+    let job = job(Place::Url("https://x.example/1.jpg".into()), &["re_logo"]);
+    let why = restb.request(&job, &job.models, &by_url()).await.unwrap_err();
+    assert!(why.to_string().contains("without its key"), "{why}");
 }
 
 #[test]
