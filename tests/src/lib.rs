@@ -1,5 +1,6 @@
 //! What the tests of the whole share: the servers, the conformance suites, and the fleet under test.
 
 pub mod conformance;
+pub mod fleet;
 pub mod private_redis;
 pub mod servers;

@@ -84,8 +84,9 @@ impl Condition for Crew {
         if self.stopping.is_cancelled() {
             return Err("draining: no new jobs are taken".to_owned());
         }
-        self.engines.queue.health()?;
-        self.engines.limiter.health()
+        let health = [self.engines.queue.health(), self.engines.limiter.health()];
+        let faults: Vec<String> = health.into_iter().filter_map(Result::err).collect();
+        if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
     }
 
     fn metrics(&self) -> &Metrics {
