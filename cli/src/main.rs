@@ -75,7 +75,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Role::Health(args) => runtime()?.block_on(health::run(args, &sources)),
         Role::Enqueue(args) => {
             let (loaded, catalog) = sources.load_with_providers(Keys::NotNeeded)?;
-            start(&loaded.log(), enqueue::run(*args, loaded, catalog))
+            start(&loaded.quiet_log(), enqueue::run(*args, loaded, catalog))
         }
         Role::Worker(args) => {
             let (loaded, catalog) = sources.load_with_providers(Keys::Needed)?;
@@ -83,11 +83,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Role::Results(args) => {
             let loaded = sources.load()?;
-            start(&loaded.log(), results::run(*args, loaded.config))
+            start(&loaded.quiet_log(), results::run(*args, loaded.config))
         }
         Role::Demo(args) => {
             let loaded = sources.load()?;
-            start(&loaded.log(), demo::run(args, loaded.config))
+            start(&loaded.quiet_log(), demo::run(args, loaded.config))
         }
         Role::Sandbox(args) => start(&sources.load()?.log(), sandbox::run(*args)),
     }

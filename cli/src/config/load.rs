@@ -39,9 +39,18 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// The `[log]` settings.
+    /// The `[log]` settings of a role that runs on its own.
     pub(crate) fn log(&self) -> Log {
         self.config.log.clone()
+    }
+
+    /// The `[log]` settings of a command that one waits for: it has its own words for what goes well.
+    pub(crate) fn quiet_log(&self) -> Log {
+        let mut log = self.log();
+        if !self.document.has("log.filter") {
+            log.filter = "warn,lapin=off".to_owned();
+        }
+        log
     }
 }
 
@@ -369,5 +378,14 @@ mod tests {
             .ok()
             .unwrap();
         assert_eq!(catalog.iter().count(), 1);
+    }
+
+    #[test]
+    fn a_command_that_one_waits_for_is_quiet_unless_told_otherwise() {
+        let told = given("[log]\nfilter = 'debug'", &[], &[]).load().unwrap();
+        assert_eq!(told.quiet_log().filter, "debug");
+        let untold = given("", &[], &[]).load().unwrap();
+        assert_eq!(untold.quiet_log().filter, "warn,lapin=off");
+        assert_eq!(untold.log(), Config::default().log);
     }
 }

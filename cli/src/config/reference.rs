@@ -63,7 +63,7 @@ fn meaning(field: &Field) -> String {
         None => said == "none",
         Some(Value::String(text)) => said == text,
         Some(Value::Bool(on)) => said == if *on { "yes" } else { "no" },
-        Some(value) => value.to_string() == said,
+        Some(value) => toml(value) == said,
     };
     if told {
         format!("{before} {after}").trim_end().to_owned()

@@ -38,7 +38,8 @@ pub(crate) struct Config {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Log {
     /// What is logged: a level (`error`, `warn`, `info`, `debug`, `trace`), or levels by module such as
-    /// `info,pixfleet_worker=debug`. Default: `info`.
+    /// `info,pixfleet_worker=debug`. Default: `info,lapin=off` (pixfleet itself says what becomes of its connections),
+    /// and `warn,lapin=off` for the commands that one waits for: `enqueue`, `results`, `demo`.
     pub(crate) filter: String,
     /// How lines are written. Default: `text`.
     pub(crate) format: LogFormat,
@@ -47,7 +48,7 @@ pub(crate) struct Log {
 impl Default for Log {
     fn default() -> Self {
         Self {
-            filter: "info".to_owned(),
+            filter: "info,lapin=off".to_owned(),
             format: LogFormat::default(),
         }
     }
