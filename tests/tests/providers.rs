@@ -1,5 +1,7 @@
 //! Every preset that the sandbox speaks, end to end over HTTP: description, picture, request, call, verdict.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
+
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -15,7 +17,7 @@ use pixfleet_worker::{
     classify::{Class, Verdict, classify},
     client::{Client, Transport},
     image::{Config, Images, Prepared},
-    provider::{Provider, Source as Places},
+    provider::{Definition, Provider, Source as Places},
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -299,4 +301,39 @@ async fn the_worked_example_of_the_guide_is_a_provider() {
         }
     }
     assert!(whole >= 1 && examples.len() >= 3, "the guide lost its examples");
+}
+
+#[test]
+fn the_guide_names_every_field_of_a_description() {
+    let guide =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/providers.md")).unwrap();
+    let mut fields = Vec::new();
+    names(&pixfleet_shared::settings::schema::<Definition>(), &mut fields);
+    assert!(fields.len() > 50, "{fields:?}");
+    for field in fields {
+        let told = [
+            format!("`{field}`"),
+            format!("`[{field}]`"),
+            format!("`[[{field}]]`"),
+        ];
+        assert!(
+            told.iter().any(|told| guide.contains(told)),
+            "docs/providers.md does not tell of `{field}`"
+        );
+    }
+}
+
+/// The names of all fields in a schema; those of a limit are told in the guide to the configuration.
+fn names(schema: &serde_json::Value, found: &mut Vec<String>) {
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        found.push(name.clone());
+        if name != "limits" {
+            names(field, found);
+        }
+    }
+    for inner in ["items", "additionalProperties"] {
+        if schema[inner].is_object() {
+            names(&schema[inner], found);
+        }
+    }
 }

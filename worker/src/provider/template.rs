@@ -189,7 +189,7 @@ impl JsonTemplate {
                 self.fixed("{");
                 for (i, (name, item)) in fields.iter().enumerate() {
                     self.fixed(if i == 0 { "" } else { "," });
-                    self.fixed(&Value::from(name.as_str()).to_string());
+                    self.fixed(&Value::from(fixed_text(name, options)?).to_string());
                     self.fixed(":");
                     self.take(item, options)?;
                 }
@@ -218,6 +218,18 @@ impl JsonTemplate {
             Some(Piece::Fixed(before)) => before.push_str(text),
             _ => self.0.push(Piece::Fixed(text.to_owned())),
         }
+    }
+}
+
+/// A field's name: options may stand in it, what differs from call to call may not.
+fn fixed_text(text: &str, options: &Options) -> Result<String, String> {
+    match Template::compile(text, options)?.0.as_slice() {
+        [] => Ok(String::new()),
+        [Part::Text(fixed)] => Ok(fixed.clone()),
+        _ => Err(format!(
+            "a field's name takes only options: `{}`",
+            shortened(text)
+        )),
     }
 }
 
@@ -323,6 +335,19 @@ mod tests {
         assert!(why("${option.promt}").contains("prompt"));
         assert!(why("${image").contains("closing brace"));
         assert!(why("x ${model_list}").contains("alone"));
+    }
+
+    #[test]
+    fn a_fields_name_takes_options_and_nothing_that_differs_from_call_to_call() {
+        let options = BTreeMap::from([("field".into(), json!("max \"tokens"))]);
+        let json = JsonTemplate::compile(r#"{"${option.field}": 1, "": 2}"#, &options).unwrap();
+        let json: Value = serde_json::from_slice(&json.fill(&values("", &[]))).unwrap();
+        assert_eq!(json, json!({"max \"tokens": 1, "": 2}));
+        assert!(
+            JsonTemplate::compile(r#"{"${model}": 1}"#, &options)
+                .unwrap_err()
+                .contains("only options")
+        );
     }
 
     #[test]

@@ -314,7 +314,7 @@ async fn openai_takes_a_url_or_a_data_url_in_the_same_message() {
         assert_eq!(request.headers["authorization"], "Bearer test-key-1234");
         let sent = sent_json(&request);
         assert_eq!(
-            (&sent["model"], &sent["max_tokens"]),
+            (&sent["model"], &sent["max_completion_tokens"]),
             (&json!("a-vision-model"), &json!(300))
         );
         assert_eq!(sent["messages"][0]["content"][0]["text"], "say \"x\"\\n");
