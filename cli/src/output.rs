@@ -4,7 +4,7 @@
 
 use std::{
     fmt::Display,
-    io::{self, BufWriter, StdoutLock, Write},
+    io::{self, Write},
 };
 
 use serde::Serialize;
@@ -26,10 +26,4 @@ pub(crate) fn json(value: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
     io::stdout().lock().write_all(&line)
-}
-
-/// A buffered writer for many rows; flush it, or drop it.
-#[expect(dead_code, reason = "for roles that write rows")]
-pub(crate) fn rows() -> BufWriter<StdoutLock<'static>> {
-    BufWriter::new(io::stdout().lock())
 }

@@ -37,7 +37,7 @@ pub(super) fn apply(environment: &[(OsString, OsString)], document: &mut Documen
         }
         match known.iter().find(|field| field.variable() == name) {
             Some(field) => problems.extend(document.set(&field.name, field.value(value), name).err()),
-            None if is_foreign(name) || secrets.iter().any(|secret| secret == name) => {}
+            None if is_foreign(name, value) || secrets.iter().any(|secret| secret == name) => {}
             None => problems.push(Problem::of(name, unknown(name, &known))),
         }
     }
@@ -56,18 +56,15 @@ fn named_secrets(document: &Document) -> Vec<String> {
 }
 
 /// Whether the variable is someone else's: of our own scripts, or what Kubernetes sets for a service that is
-/// called `pixfleet…` (`PIXFLEET_WORKER_SERVICE_HOST`, `PIXFLEET_WORKER_PORT_9600_TCP_ADDR`).
-fn is_foreign(name: &str) -> bool {
-    let of_kubernetes = || {
-        name.contains("_SERVICE_HOST")
-            || name.contains("_SERVICE_PORT")
-            || name.ends_with("_PORT")
-            || name
-                .split("_PORT_")
-                .nth(1)
-                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-    };
-    OF_SCRIPTS.contains(&name) || FAMILIES.iter().any(|family| name.starts_with(family)) || of_kubernetes()
+/// called `pixfleet…` (`PIXFLEET_WORKER_SERVICE_HOST`, `PIXFLEET_WORKER_PORT=tcp://…`).
+fn is_foreign(name: &str, value: &str) -> bool {
+    let is_port = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit());
+    let of_kubernetes = name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_SERVICE_PORT")
+        || name.contains("_SERVICE_PORT_")
+        || name.ends_with("_PORT") && value.contains("://")
+        || name.split("_PORT_").nth(1).is_some_and(is_port);
+    of_kubernetes || OF_SCRIPTS.contains(&name) || FAMILIES.iter().any(|family| name.starts_with(family))
 }
 
 fn unknown(name: &str, known: &[fields::Field]) -> String {
@@ -130,5 +127,14 @@ mod tests {
             ("PIXFLEET_CONFIG", "pixfleet.toml"),
         ]);
         assert_eq!(problems, "");
+    }
+
+    #[test]
+    fn a_port_that_someone_believes_in_is_not_taken_for_one_of_kubernetes() {
+        let (_, problems) = applied(&[("PIXFLEET_ADMIN_PORT", "9700")]);
+        assert!(
+            problems.starts_with("PIXFLEET_ADMIN_PORT: unknown variable"),
+            "{problems}"
+        );
     }
 }

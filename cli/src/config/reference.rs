@@ -75,14 +75,15 @@ fn meaning(field: &Field) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Keys, Sources};
+
+    const PAGE: &str = include_str!("../../../docs/configuration.md");
 
     #[test]
     fn the_page_on_configuration_says_what_the_code_does() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
-        let page = std::fs::read_to_string(path).unwrap();
-        let renewed = renewed(&page).expect("the page has its marks");
+        let renewed = renewed(PAGE).expect("the page has its marks");
         assert!(
-            page == renewed,
+            PAGE == renewed,
             "docs/configuration.md is out of date: run `pixfleet config docs docs/configuration.md`"
         );
     }
@@ -98,5 +99,21 @@ mod tests {
             Some(&new),
             "renewing twice changes nothing"
         );
+    }
+
+    #[test]
+    fn the_problems_on_the_page_are_those_of_its_file() {
+        let fenced = |kind: &str| {
+            let (_, rest) = PAGE.split_once(&format!("```{kind}\n")).unwrap();
+            rest.split_once("```").unwrap().0
+        };
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("pixfleet.toml"), fenced("toml")).unwrap();
+        let environment = [("PIXFLEET_LOG_FORMT".into(), "json".into())];
+        let gathered = Sources::default().gather(&environment, directory.path());
+        let problems = gathered.read_with_providers(Keys::NotNeeded).err().unwrap();
+        let mut shown = Vec::new();
+        Exit::of_error(&problems.into(), &mut shown);
+        assert_eq!(String::from_utf8(shown).unwrap(), fenced("text"));
     }
 }
