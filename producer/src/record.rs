@@ -150,14 +150,15 @@ impl Record {
             .map_err(explain)?;
         foreign(&db, path)?;
         db.execute_batch(SCHEMA).map_err(explain)?;
-        identity.keep_or_compare(&db, path)?;
         let number = |key: &str| number(&db, key).map_err(explain);
+        // The lane is written before the first job is published.
+        let lane = number("lane")?.and_then(|lane| u8::try_from(lane).ok());
+        identity.keep_or_compare(&db, path, lane.is_some())?;
         let totals = Totals {
             jobs: number("jobs")?.unwrap_or(0) as u64,
             results: number("results")?.unwrap_or(0) as u64,
         };
         let run = number("run")?.unwrap_or(0) + 1;
-        let lane = number("lane")?.and_then(|lane| u8::try_from(lane).ok());
         set(&db, "run", run).map_err(explain)?;
         let mut record = Self {
             db,

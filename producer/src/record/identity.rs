@@ -32,15 +32,22 @@ impl Identity {
         }
     }
 
-    /// Writes itself into a new record; compares itself with what an existing one says.
-    pub(super) fn keep_or_compare(&self, db: &Connection, path: &Path) -> Result<(), RecordError> {
+    /// Compares itself with what an existing record says, and writes itself into a new one.
+    ///
+    /// As long as the batch is not `begun`, no job can be on the queue: a mistyped model may still be mended.
+    pub(super) fn keep_or_compare(
+        &self,
+        db: &Connection,
+        path: &Path,
+        begun: bool,
+    ) -> Result<(), RecordError> {
         let batch = ("batch", self.batch.clone());
         for (what, is) in std::iter::once(&batch).chain(&self.facts) {
             let was = kept(db, what).map_err(|error| explain(path, error))?;
             match was {
-                Some(was) if was != *is => return Err(self.another(what, was, is, path)),
-                Some(_) => {}
-                None => keep(db, what, is).map_err(|error| explain(path, error))?,
+                Some(was) if was != *is && begun => return Err(self.another(what, was, is, path)),
+                Some(was) if was == *is => {}
+                _ => keep(db, what, is).map_err(|error| explain(path, error))?,
             }
         }
         Ok(())
@@ -63,6 +70,9 @@ fn kept(db: &Connection, what: &str) -> rusqlite::Result<Option<String>> {
 }
 
 fn keep(db: &Connection, what: &str, is: &str) -> rusqlite::Result<()> {
-    db.execute("INSERT INTO meta (key, value) VALUES (?1, ?2)", [what, is])
-        .map(drop)
+    db.execute(
+        "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)",
+        [what, is],
+    )
+    .map(drop)
 }

@@ -108,13 +108,22 @@ fn a_batch_keeps_to_its_lane_over_runs() {
 #[test]
 fn another_question_under_the_same_batch_name_is_refused_with_both_values_and_a_way_out() {
     let (_folder, path) = folder();
-    drop(open(&path));
+    open(&path).keep_to_lane(0).unwrap();
     let message = Record::open(&path, &identity(&["a", "b"]))
         .unwrap_err()
         .to_string();
     for part in ["spring", "models", "`a`", "`a,b`", "--batch", "spring.sqlite"] {
         assert!(message.contains(part), "{message} lacks {part}");
     }
+}
+
+#[test]
+fn a_question_may_be_mended_as_long_as_no_job_can_be_on_the_queue() {
+    let (_folder, path) = folder();
+    drop(open(&path));
+    drop(Record::open(&path, &identity(&["b"])).unwrap());
+    open(&path).keep_to_lane(0).unwrap();
+    assert!(Record::open(&path, &identity(&["b"])).is_err());
 }
 
 #[test]
@@ -161,6 +170,7 @@ fn somebody_elses_file_is_left_alone() {
 fn a_rehearsal_knows_what_is_on_record_and_leaves_no_trace() {
     let (_folder, path) = folder();
     let mut record = open(&path);
+    record.keep_to_lane(0).unwrap();
     record.claim(&ids(0..3)).unwrap();
     record.confirm(&ids(0..3), 3).unwrap();
     drop(record);
@@ -223,5 +233,36 @@ proptest! {
             }
             prop_assert_eq!(record.totals().jobs, confirmed.len() as u64);
         }
+    }
+}
+
+/// `cargo test --release -p pixfleet-producer -- --ignored --nocapture measured`
+#[test]
+#[ignore = "a measurement: run it alone, and with --release"]
+fn the_cost_of_the_record_is_measured() {
+    let (_folder, path) = folder();
+    let all = ids(0..1_000_000);
+    for run in ["first", "again"] {
+        let opened = std::time::Instant::now();
+        let mut record = open(&path);
+        let opening = opened.elapsed();
+        let started = std::time::Instant::now();
+        for chunk in all.chunks(256) {
+            let claims = record.claim(chunk).unwrap();
+            let fresh: Vec<Id> = chunk
+                .iter()
+                .zip(claims)
+                .filter_map(|(id, claim)| (claim == Claim::Fresh).then_some(*id))
+                .collect();
+            if !fresh.is_empty() {
+                record.confirm(&fresh, fresh.len() as u64).unwrap();
+            }
+        }
+        let each = started.elapsed().as_secs_f64() * 1e6 / all.len() as f64;
+        println!("{run} run: opened in {opening:?}, {each:.2} us an id");
+        assert!(
+            each < 20.0,
+            "{each} us an id would hold up a queue that takes 25,000 jobs a second"
+        );
     }
 }
