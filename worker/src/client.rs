@@ -23,9 +23,6 @@ pub use transport::Transport;
 
 use crate::{image::BadConfig, provider::PreparedRequest};
 
-/// How long an unused connection is kept.
-const POOL_IDLE: Duration = Duration::from_secs(30);
-
 /// What one request came to.
 #[derive(Clone, Debug)]
 pub struct CallOutcome {
@@ -227,6 +224,7 @@ fn build(transport: &Transport) -> Result<reqwest::Client, NoClient> {
         .connect_timeout(Duration::from_millis(transport.connect_ms))
         .read_timeout(Duration::from_millis(transport.read_ms))
         .timeout(Duration::from_millis(transport.total_ms))
+        .pool_idle_timeout(Duration::from_secs(transport.idle_s))
         .http2_keep_alive_interval(Duration::from_secs(15))
         .http2_keep_alive_timeout(Duration::from_secs(10))
         .http2_keep_alive_while_idle(true);
@@ -249,7 +247,6 @@ pub(crate) fn base_builder() -> reqwest::ClientBuilder {
         .no_proxy()
         .referer(false)
         .tcp_nodelay(true)
-        .pool_idle_timeout(POOL_IDLE)
 }
 
 /// Installs the process's TLS provider (ring), unless one is there. Saying it again changes nothing.

@@ -20,6 +20,9 @@ pub struct Transport {
     /// Whether only HTTP/1.1 is spoken. HTTP/2 puts all calls on one connection, whose packet losses delay all of
     /// them, and whose number of streams the API limits unseen. Default: no.
     pub http1_only: bool,
+    /// How long an unused connection is kept, in seconds. Below what the API keeps it for, else a call may meet a
+    /// connection that is just being closed, and nobody knows whether it arrived. Default: 30.
+    pub idle_s: u64,
     /// After how long the client and its connections are replaced, in seconds, so that changes in DNS are seen.
     /// Default: 300.
     pub max_age_s: u64,
@@ -34,6 +37,7 @@ impl Default for Transport {
             max_response_bytes: 2 * 1024 * 1024,
             proxy: None,
             http1_only: false,
+            idle_s: 30,
             max_age_s: 300,
         }
     }
@@ -70,12 +74,20 @@ impl Transport {
             "http.max_response_bytes",
             "give 1024 to 268435456",
         );
+        demand((1..=3600).contains(&self.idle_s), "http.idle_s", "give 1 to 3600");
         demand(self.max_age_s >= 1, "http.max_age_s", "give 1 or more");
-        let proxy = self
-            .proxy
-            .as_deref()
-            .is_none_or(|proxy| reqwest::Proxy::all(proxy).is_ok());
-        demand(proxy, "http.proxy", "give an http or https URL");
+        let proxy = self.proxy.as_deref().is_none_or(is_proxy);
+        demand(
+            proxy,
+            "http.proxy",
+            "give an http or https URL without a name and a password",
+        );
         faults
     }
+}
+
+/// Whether `text` can be a proxy. Credentials are secrets, and no secret is in a file of settings.
+fn is_proxy(text: &str) -> bool {
+    let plain = |url: url::Url| url.username().is_empty() && url.password().is_none();
+    text.parse().is_ok_and(plain) && reqwest::Proxy::all(text).is_ok()
 }

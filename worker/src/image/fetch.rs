@@ -29,6 +29,7 @@ impl Fetcher {
         // No proxy: it would resolve names for us, behind the guard's back.
         let client = client::base_builder()
             .connect_timeout(Duration::from_millis(config.connect_ms))
+            .pool_idle_timeout(Duration::from_secs(30))
             .dns_resolver(GuardedResolver(Arc::clone(&guard)))
             .build()
             .map_err(|error| BadConfig {

@@ -480,6 +480,16 @@ total_ms = 100
 }
 
 #[test]
+fn a_proxy_with_a_password_is_refused_and_the_password_not_shown() {
+    let why = load("restb", "http.proxy = 'http://me:hunter22@proxy.example:3128'").unwrap_err();
+    assert!(
+        why.contains("http.proxy: give an http or https URL without") && !why.contains("hunter22"),
+        "{why}"
+    );
+    assert!(load("restb", "http.proxy = 'http://proxy.example:3128'").is_ok());
+}
+
+#[test]
 fn a_missing_key_says_where_it_is_looked_for_and_an_unknown_preset_what_was_meant() {
     let source = Source {
         env: &|_| None,
