@@ -128,10 +128,15 @@ mod tests {
                 .get_after_help()
                 .or(command.get_after_long_help())
                 .map(ToString::to_string);
-            let shown =
-                command.is_hide_set() || help.as_ref().is_some_and(|help| help.to_uppercase().contains("EXAMPLES"));
+            let shown = command.is_hide_set()
+                || help
+                    .as_ref()
+                    .is_some_and(|help| help.to_uppercase().contains("EXAMPLES"));
             help.iter().flat_map(|help| help.lines()).for_each(|line| {
-                assert!(line.chars().count() <= 118, "wrapped where there is no terminal: {line}");
+                assert!(
+                    line.chars().count() <= 118,
+                    "wrapped where there is no terminal: {line}"
+                );
             });
             assert!(shown, "`pixfleet {}` has no EXAMPLES", command.get_name());
             left.extend(command.get_subcommands().cloned());
