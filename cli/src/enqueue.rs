@@ -85,8 +85,8 @@ pub(crate) struct Args {
     /// The file that records what the queue has confirmed [default: below the state folder, by batch]
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
-    /// The W3C trace that the jobs continue [default: a new one]
-    #[arg(long, value_name = "TRACEPARENT", env = "TRACEPARENT")]
+    /// The W3C trace that the jobs continue [default: $TRACEPARENT, else a new one]
+    #[arg(long, value_name = "TRACEPARENT")]
     traceparent: Option<TraceParent>,
     /// Print one JSON line at the end
     #[arg(long)]
@@ -116,7 +116,7 @@ pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow:
         batch: args.batch.clone(),
         priority: args.priority,
         plan: plan.clone(),
-        trace: Some(args.traceparent.unwrap_or_else(TraceParent::random)),
+        trace: Some(args.traceparent.unwrap_or_else(ambient_trace)),
         bad_rows: args.bad_rows.clone(),
     };
     let stop = on_signal()?;
@@ -239,6 +239,14 @@ fn place(config: &rabbit::Config) -> String {
         .url_file
         .as_ref()
         .map_or_else(|| config.endpoint(), |file| format!("the broker of {file}"))
+}
+
+/// The trace that the environment says; whoever set it wrongly meant another program, so a new one then.
+fn ambient_trace() -> TraceParent {
+    let ambient = std::env::var("TRACEPARENT")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    ambient.unwrap_or_else(TraceParent::random)
 }
 
 fn record_path(args: &Args, config: &Config) -> anyhow::Result<PathBuf> {
