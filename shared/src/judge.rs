@@ -60,6 +60,25 @@ pub fn spacing(limit: &Limit) -> Spacing<'_> {
     }
 }
 
+/// How late after its slot a call may still leave without upsetting any judge of the stack, in microseconds.
+///
+/// Half of what the judges forgive: the other half is for the way to the API. `sliding`, `fixed` and a `leaky`
+/// without burst forgive J; a bucket forgives what [`spacing`] did not spend on catching up.
+pub fn lateness_us(stack: &Stack) -> u64 {
+    let forgiven = |limit: &Limit| {
+        let Spacing { interval_us, tolerance_us, .. } = spacing(limit);
+        match limit.judge {
+            Judge::Sliding | Judge::Fixed => limit.jitter_ms * 1000.0,
+            Judge::Leaky if limit.burst == 0 => limit.jitter_ms * 1000.0,
+            Judge::Bucket => (f64::from(limit.burst) - 1.0) * interval_us as f64 - tolerance_us as f64,
+            Judge::Leaky => f64::from(limit.burst) * interval_us as f64 - tolerance_us as f64,
+        }
+    };
+    let least = stack.limits.iter().map(forgiven).fold(f64::INFINITY, f64::min);
+    // A bucket of one token forgives nothing; a timer can't do better than a millisecond.
+    if least.is_finite() { ((least / 2.0) as u64).max(1_000) } else { u64::MAX }
+}
+
 /// The most units that one call may take: the burst; nginx admits one more than its `burst`.
 pub fn heaviest(limit: &Limit) -> u32 {
     match limit.judge {
@@ -191,6 +210,15 @@ mod tests {
     fn an_nginx_without_burst_costs_the_jitter_and_one_with_burst_nothing() {
         assert!(best_utilisation(&limit(100, Judge::Leaky, 0, 1.0)) < 0.91);
         assert_eq!(best_utilisation(&limit(100, Judge::Leaky, 1, 1.0)), 1.0);
+    }
+
+    #[test]
+    fn a_call_may_be_as_late_as_half_of_what_its_judges_forgive() {
+        let stack = |limits: Vec<Limit>| Stack { name: "s".into(), limits };
+        assert_eq!(lateness_us(&stack(vec![limit(4, Judge::Sliding, 1, 8.0)])), 4_000);
+        assert_eq!(lateness_us(&stack(vec![limit(200, Judge::Bucket, 21, 8.0)])), 25_000);
+        assert_eq!(lateness_us(&stack(vec![limit(200, Judge::Bucket, 1, 8.0)])), 1_000);
+        assert_eq!(lateness_us(&stack(vec![])), u64::MAX);
     }
 
     #[test]

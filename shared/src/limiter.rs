@@ -99,12 +99,10 @@ impl Stack {
 /// A moment at which one call may leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// On this process's clock. Reached later than [`LATE_TOLERANCE`] it is forfeited, not used.
+    /// On this process's clock. Reached later than [`lateness_us`](crate::judge::lateness_us) allows, it is
+    /// forfeited, not used: the call would crowd the next one's window.
     pub at: Instant,
 }
-
-/// How late a slot may be used: later, the call would crowd the next one's window.
-pub const LATE_TOLERANCE: Duration = Duration::from_millis(4);
 
 /// What a reservation got.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use std::{
 };
 
 use pixfleet_shared::{
+    judge::lateness_us,
     ledger::Ledger,
     limiter::{RateLimiter, Stack},
     queue::Queue,
@@ -56,6 +57,8 @@ pub(crate) struct Serving {
     pub(crate) client: Client,
     pub(crate) stack: Stack,
     pub(crate) desk: Desk,
+    /// How late after its slot a call may still leave.
+    pub(crate) lateness: Duration,
 }
 
 impl Serving {
@@ -68,7 +71,8 @@ impl Serving {
         let client = Client::new(provider.transport())?;
         let stack = provider.limits();
         let desk = Desk::open(stack.clone(), engines.limiter.clone(), tasks, stop);
-        Ok(Self { provider, client, stack, desk })
+        let lateness = Duration::from_micros(lateness_us(&stack));
+        Ok(Self { provider, client, stack, desk, lateness })
     }
 }
 

@@ -7,7 +7,6 @@ use pixfleet_shared::{
     id::Id,
     job::Job,
     ledger::Begun,
-    limiter::LATE_TOLERANCE,
     queue::{Delivery, QueueError, Reason, Unsettled},
     result::{Answer, Call, Failure, ImageResult, Outcome},
     telemetry::{CallLabels, ProviderLabel, ResultLabels},
@@ -152,10 +151,12 @@ async fn slot(crew: &Crew, serving: &Serving, job: &Job) -> Result<(), Ending> {
         sleep_until(slot.at).await;
         let now = Instant::now();
         let held = crew.engines.limiter.held_until(&serving.stack).is_some_and(|until| until > now);
-        if !held && now <= slot.at + LATE_TOLERANCE {
+        let late = now.saturating_duration_since(slot.at);
+        if !held && late <= serving.lateness {
             crew.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
             return Ok(());
         }
+        debug!(late_us = late.as_micros() as u64, held, "slot forfeited");
         crew.metrics.slots_forfeited.get_or_create(&label).inc();
     }
 }
