@@ -23,7 +23,7 @@ const MAX_ANSWER: u64 = 16 * 1024;
   pixfleet health --url http://127.0.0.1:8080/sandbox/health    another one
   HEALTHCHECK CMD [\"pixfleet\", \"health\"]                        in a Dockerfile")]
 pub(crate) struct Args {
-    /// What is asked. Default: /readyz at the address of [admin] listen
+    /// What is asked. Default: /readyz at the address of `admin.listen`
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// Time for the whole question and answer, in milliseconds
