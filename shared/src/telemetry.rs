@@ -1,6 +1,6 @@
 //! The log, and every metric's name, unit and meaning.
 
-use std::sync::atomic::AtomicU64;
+use std::{io::IsTerminal, sync::atomic::AtomicU64};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},

@@ -1,7 +1,7 @@
 //! The queue on RabbitMQ 3.10 and later: quorum queues for jobs, a stream for replay.
 //!
-//! Two supervised connections a process ([`link`]): the broker blocks a connection that publishes when it runs
-//! out of memory or disk, and acks must go on then. One task owns the publishing channel ([`publisher`]): only
+//! Two supervised connections a process (`link`): the broker blocks a connection that publishes when it runs
+//! out of memory or disk, and acks must go on then. One task owns the publishing channel (`publisher`): only
 //! one order of publishes then exists, and a confirm can't be blamed on the wrong message.
 
 mod config;
