@@ -29,7 +29,7 @@ pub use identity::Identity;
 /// Ids in `tail` at which they are moved to `confirmed`.
 const MERGE_AT: usize = 64 * 1024;
 /// SQLite's page cache in KiB.
-const CACHE_KIB: u32 = 8 * 1024;
+const CACHE_KIB: u32 = 4 * 1024;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -274,26 +274,30 @@ impl Record {
         Ok(())
     }
 
-    /// Moves `tail` to `confirmed`, sorted, so that each page of the table is written once.
+    /// Moves `tail` to `confirmed`, sorted, so that each page of the table is written once. Sorted here: SQLite's own
+    /// sorter would take another cache's worth of memory.
     fn merge(&mut self) -> rusqlite::Result<()> {
-        let mut ids = Vec::with_capacity(self.in_tail);
-        self.db
-            .prepare("SELECT id FROM tail")?
-            .query_map([], |row| {
-                row.get::<_, [u8; 16]>(0)
-                    .map(|bytes| ids.push(Id::from_bytes(bytes)))
-            })?
-            .try_for_each(|row| row)?;
+        let mut ids: Vec<(Id, i64)> = Vec::with_capacity(self.in_tail);
         let change = self.db.transaction()?;
-        // Whatever the tail of an earlier run holds keeps that run.
-        change.execute(
-            "INSERT INTO confirmed (id, run) SELECT id, max(run) FROM tail WHERE true GROUP BY id ORDER BY id
-             ON CONFLICT (id) DO UPDATE SET run = excluded.run",
-            [],
-        )?;
+        {
+            let mut tail = change.prepare_cached("SELECT id, run FROM tail")?;
+            let mut rows = tail.query([])?;
+            while let Some(row) = rows.next()? {
+                ids.push((Id::from_bytes(row.get(0)?), row.get(1)?));
+            }
+            ids.sort_unstable();
+            let mut insert = change.prepare_cached(
+                "INSERT INTO confirmed (id, run) VALUES (?1, ?2)
+                 ON CONFLICT (id) DO UPDATE SET run = max(run, excluded.run)",
+            )?;
+            // Whatever the tail of an earlier run holds keeps that run.
+            for (id, run) in &ids {
+                insert.execute(params![id.to_bytes(), run])?;
+            }
+        }
         change.execute("DELETE FROM tail", [])?;
         change.commit()?;
-        for id in ids {
+        for (id, _) in ids {
             self.filter.insert(id);
             self.recent.remove(&id);
         }
