@@ -323,7 +323,7 @@ async fn bare_loop(site: &Site, count: u32) -> f64 {
     site.queue().await.close().await; // declares the topology
     let channel = raw(&site.url).await;
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-    let image = Image { id: "12345".into(), source: Source::Url("https://img.example.com/12345.jpg".into()) };
+    let image = Image { id: "bare0".into(), source: Source::Url("https://img.example.com/12345.jpg".into()) };
     let mut job = Job::new(batch(), image, "restb".into(), vec!["a".into(), "b".into()]);
     job.metadata.insert("note".into(), "a note".into());
     let (body, key) = (job.to_message().unwrap(), format!("{}.0", Priority::Bulk));
