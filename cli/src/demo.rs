@@ -21,7 +21,7 @@ use pixfleet_shared::{
     batch::BatchName,
     fleet::{rabbit::RabbitQueue, redis::Redis},
     job::Priority,
-    queue::{Filter, From, Subscriber, Subscription},
+    queue::{Filter, From, Subscription},
     result::Announcement,
     trace::TraceParent,
 };
@@ -33,7 +33,7 @@ use crate::{
     config::Config,
     exit::Exit,
     output,
-    results::{Gather, Sight, Tally},
+    results::{Gather, Sight, Source, Tally},
     worker::on_signal,
 };
 
@@ -135,12 +135,12 @@ impl Play<'_> {
     async fn run(&self, stop: &CancellationToken) -> anyhow::Result<Played> {
         let queue = &*self.engines.queue;
         // Before the jobs: a reader of the log that begins now is there for the first result.
-        let mut results = queue.subscribe(self.subscription()).await?;
+        let mut results = Source::open(queue, self.subscription()).await?;
         let shutdown = stop.child_token();
         let mut workers = self.workers(&shutdown)?;
         self.enqueue(stop).await?;
         let read = tokio::select! {
-            read = self.read(&mut *results) => read,
+            read = self.read(&mut results) => read,
             () = stop.cancelled() => Err(anyhow::anyhow!("interrupted; what was not done is still in the queue")),
             () = tokio::time::sleep(PATIENCE) => Err(anyhow::anyhow!(
                 "not done within {} s: does another fleet take jobs from this broker? The log (stderr) says more",
@@ -227,7 +227,7 @@ impl Play<'_> {
     }
 
     /// Until the batch is complete. Repetitions are counted and dropped.
-    async fn read(&self, results: &mut dyn Subscriber) -> anyhow::Result<(Tally, Gather, u64)> {
+    async fn read(&self, results: &mut Source) -> anyhow::Result<(Tally, Gather, u64)> {
         let mut tally = Tally::bounded(10_000);
         let mut gather = Gather::new(Vec::new(), 10_000);
         let mut duplicates = 0;

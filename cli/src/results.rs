@@ -13,6 +13,7 @@ mod gather;
 mod read;
 mod rows;
 mod seen;
+mod source;
 mod table_rows;
 mod tally;
 mod writer;
@@ -47,6 +48,7 @@ use self::{
 pub(crate) use self::{
     gather::{Gather, Summary},
     seen::Sight,
+    source::Source,
     tally::Tally,
 };
 
@@ -169,7 +171,7 @@ impl Args {
         // The census first: what it has not seen can't have reached the source either.
         let counts_elsewhere = self.batch.is_some() && (self.name.is_some() || self.since.is_some());
         let census = match counts_elsewhere {
-            true => Some(queue.subscribe(self.subscription(None, From::Beginning)).await?),
+            true => Some(Source::open(queue, self.subscription(None, From::Beginning)).await?),
             false => None,
         };
         let from = match (self.since, &self.batch) {
@@ -178,13 +180,10 @@ impl Args {
             (None, None) => From::Now,
         };
         Ok(Reader {
-            source: queue
-                .subscribe(self.subscription(self.name.clone(), from))
-                .await?,
+            source: Source::open(queue, self.subscription(self.name.clone(), from)).await?,
             census,
             tally,
             counted: Tally::bounded(self.remember),
-            durable: self.name.is_some(),
             show: self.filter(),
             gather: self.by_image.then(|| Gather::new(self.models.clone(), self.hold)),
             rows,

@@ -11,7 +11,7 @@ use indicatif::ProgressBar;
 use jiff::Timestamp;
 use pixfleet_shared::{
     batch::BatchName,
-    queue::{Filter, Queue, QueueError, Subscriber},
+    queue::{Filter, Queue, QueueError},
     result::{Announcement, ImageResult},
 };
 use serde::Serialize;
@@ -24,6 +24,7 @@ use super::{
     gather::Gather,
     rows::Rows,
     seen::Sight,
+    source::Source,
     tally::{Counts, Tally},
     writer::Writer,
 };
@@ -38,15 +39,13 @@ const HINT_AFTER: Duration = Duration::from_secs(5);
 /// A reader of results, ready to run.
 pub(crate) struct Reader {
     /// Where the results come from.
-    pub source: Box<dyn Subscriber>,
+    pub source: Source,
     /// A second reader, of the whole log, that counts the batch where `source` does not tell all of it.
-    pub census: Option<Box<dyn Subscriber>>,
+    pub census: Option<Source>,
     /// What is counted from the source; it knows what an earlier run wrote.
     pub tally: Tally,
     /// What is counted from the census.
     pub counted: Tally,
-    /// Whether the source forgets what is committed: the output must then be on the disk before.
-    pub durable: bool,
     /// What is written. Everything that comes is counted.
     pub show: Filter,
     /// Gathers results into summaries, if asked.
@@ -213,7 +212,7 @@ impl Run {
                     tokio::time::sleep(LAST_WRITE).await;
                 };
                 tokio::select! {
-                    written = output.write(bytes, self.reader.durable) => written?,
+                    written = output.write(bytes, self.reader.source.forgets()) => written?,
                     () = patience => anyhow::bail!("the output takes no more rows; what it did not take comes again"),
                 }
             }
@@ -301,9 +300,9 @@ impl Run {
     }
 }
 
-async fn next_of(subscriber: &mut Option<Box<dyn Subscriber>>) -> Result<Announcement, QueueError> {
-    match subscriber {
-        Some(subscriber) => subscriber.next().await,
+async fn next_of(source: &mut Option<Source>) -> Result<Announcement, QueueError> {
+    match source {
+        Some(source) => source.next().await,
         None => std::future::pending().await,
     }
 }
