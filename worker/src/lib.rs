@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod classify;
 pub mod client;
+mod conclude;
 mod config;
 mod crew;
 pub mod image;

@@ -1,0 +1,281 @@
+//! What a call's verdict means for its job. Pure: policy, job, verdict, and the randomness as a number.
+
+use std::time::Duration;
+
+use pixfleet_shared::{
+    job::Job,
+    queue::Reason,
+    result::{Answer, Call, Failure, ImageResult, Outcome},
+};
+
+use crate::{
+    classify::{Class, Failed, Verdict},
+    provider::Ambiguous,
+    retry,
+};
+
+/// A refused account, or a provider that this worker does not know: somebody has to mend something.
+pub(crate) const MENDING_PAUSE: Duration = Duration::from_secs(60);
+/// A pause where the provider named none.
+const DEFAULT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How a job's line ends, before it is settled.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    /// Every model is answered, or every result is out already.
+    Complete(Vec<ImageResult>),
+    /// What is answered is published; the job, with what is missing, comes back.
+    Retry { job: Box<Job>, results: Vec<ImageResult>, after: Duration },
+    /// Nothing counted: the job comes back.
+    Release { job: Box<Job>, after: Duration },
+    /// It will not be tried again by itself.
+    Dead { job: Box<Job>, results: Vec<ImageResult>, reason: Reason },
+}
+
+/// What decides between another attempt and a dead letter.
+pub(crate) struct Policy<'a> {
+    pub(crate) retry: &'a retry::Policy,
+    pub(crate) ambiguous: Ambiguous,
+    /// 0 to 1, for the jitter of a pause.
+    pub(crate) random: f64,
+}
+
+impl Ending {
+    /// The job comes back as it is, after `after`.
+    pub(crate) fn release(job: &Job, after: Duration) -> Self {
+        Self::Release { job: Box::new(job.clone()), after }
+    }
+
+    /// The results that go out with it.
+    pub(crate) fn results(&self) -> &[ImageResult] {
+        match self {
+            Self::Complete(results) | Self::Retry { results, .. } | Self::Dead { results, .. } => results,
+            Self::Release { .. } => &[],
+        }
+    }
+}
+
+/// For how long the whole fleet pauses after this verdict.
+pub(crate) fn fleet_pause(verdict: &Verdict) -> Option<Duration> {
+    match verdict.class {
+        Class::Throttled => Some(verdict.hold_off.unwrap_or(DEFAULT_PAUSE)),
+        Class::Unauthorized => Some(MENDING_PAUSE),
+        Class::Ok | Class::Transient | Class::Rejected | Class::Ambiguous => None,
+    }
+}
+
+/// How the job ends after a call with this verdict.
+pub(crate) fn conclude(mut job: Job, call: &Call, verdict: Verdict, policy: &Policy<'_>) -> Ending {
+    let pause = fleet_pause(&verdict);
+    match (verdict.class, pause) {
+        (Class::Throttled, pause) => {
+            job.throttled += 1;
+            Ending::Release { job: Box::new(job), after: pause.unwrap_or(DEFAULT_PAUSE) }
+        }
+        (Class::Unauthorized, _) => Ending::Release { job: Box::new(job), after: MENDING_PAUSE },
+        (Class::Ambiguous, _) => {
+            let sent_before = job.ambiguous > 0;
+            job.ambiguous += 1;
+            let sorted = Sorted::of(&job, call, verdict.models);
+            let again = match policy.ambiguous {
+                Ambiguous::Resend => true,
+                Ambiguous::ResendOnce => !sent_before,
+                Ambiguous::Park => false,
+            };
+            if again { again_or_dead(job, sorted, policy) } else { dead(job, sorted, Reason::Ambiguous) }
+        }
+        (Class::Ok | Class::Transient | Class::Rejected, _) => {
+            let sorted = Sorted::of(&job, call, verdict.models);
+            match (sorted.missing.is_empty(), sorted.rejected.is_empty()) {
+                (false, _) => again_or_dead(job, sorted, policy),
+                (true, true) => Ending::Complete(sorted.done),
+                (true, false) => dead(job, sorted, Reason::Rejected),
+            }
+        }
+    }
+}
+
+/// How the job ends when no call was made, because of this side or of the picture.
+pub(crate) fn conclude_uncalled(job: Job, class: Class, message: &str, policy: &Policy<'_>) -> Ending {
+    let failed = |model: &String| (model.clone(), Err(Failed { class, message: message.to_owned() }));
+    let sorted = Sorted::sort(&job, None, job.models.iter().map(failed).collect());
+    if class == Class::Rejected { dead(job, sorted, Reason::Rejected) } else { again_or_dead(job, sorted, policy) }
+}
+
+/// The models of a call, sorted by what becomes of them.
+#[derive(Default)]
+struct Sorted {
+    done: Vec<ImageResult>,
+    rejected: Vec<ImageResult>,
+    /// As the dead results that they become when there are no more attempts.
+    missing: Vec<ImageResult>,
+}
+
+impl Sorted {
+    fn of(job: &Job, call: &Call, models: Vec<(String, Result<Answer, Failed>)>) -> Self {
+        Self::sort(job, Some(call), models)
+    }
+
+    fn sort(job: &Job, call: Option<&Call>, models: Vec<(String, Result<Answer, Failed>)>) -> Self {
+        let mut sorted = Self::default();
+        for (model, seen) in models {
+            let outcome = match &seen {
+                Ok(_) => Outcome::Ok,
+                Err(failed) if failed.class == Class::Rejected => Outcome::Rejected,
+                Err(_) => Outcome::Dead,
+            };
+            let mut result = ImageResult::of(job, &model, outcome);
+            result.call = call.cloned();
+            match seen {
+                Ok(answer) => result.answer = Some(answer),
+                Err(failed) => result.failure = Some(Failure::from(failed)),
+            }
+            match outcome {
+                Outcome::Ok => sorted.done.push(result),
+                Outcome::Rejected => sorted.rejected.push(result),
+                Outcome::Dead => sorted.missing.push(result),
+            }
+        }
+        sorted
+    }
+}
+
+/// What is missing is tried again, as long as there are attempts.
+fn again_or_dead(mut job: Job, sorted: Sorted, policy: &Policy<'_>) -> Ending {
+    match policy.retry.after(job.attempt + 1, policy.random) {
+        Some(after) => {
+            job.models = sorted.missing.into_iter().map(|result| result.model).collect();
+            let results = sorted.done.into_iter().chain(sorted.rejected).collect();
+            Ending::Retry { job: Box::new(job), results, after }
+        }
+        None => dead(job, sorted, Reason::AttemptsExhausted),
+    }
+}
+
+/// The dead letter carries the models that have no answer; every model has its result.
+fn dead(mut job: Job, sorted: Sorted, reason: Reason) -> Ending {
+    let Sorted { done, rejected, missing } = sorted;
+    job.models = rejected.iter().chain(&missing).map(|result| result.model.clone()).collect();
+    let results = done.into_iter().chain(rejected).chain(missing).collect();
+    Ending::Dead { job: Box::new(job), results, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use jiff::Timestamp;
+    use pixfleet_shared::{
+        id::Id,
+        job::{Image, Source},
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CLASSES: [Class; 6] = [
+        Class::Ok,
+        Class::Throttled,
+        Class::Transient,
+        Class::Rejected,
+        Class::Unauthorized,
+        Class::Ambiguous,
+    ];
+
+    fn job(models: usize) -> Job {
+        let image = Image { id: "i".into(), source: Source::Url("http://images.example/i.jpg".into()) };
+        let models = (0..models).map(|n| format!("m{n}")).collect();
+        Job::new("b".parse().unwrap(), image, "p".into(), models)
+    }
+
+    fn call() -> Call {
+        Call {
+            id: Id::of(&[b"call"]),
+            sent_at: Timestamp::UNIX_EPOCH,
+            duration_ms: 1.0,
+            status: Some(200),
+            attempt: 1,
+            throttled: 0,
+            cost: 0.0,
+            limit_per_s: None,
+            worker: "w".into(),
+        }
+    }
+
+    fn verdict(class: Class, job: &Job, classes: &[Class]) -> Verdict {
+        let seen = |class: Class| match class {
+            Class::Ok => Ok(Answer::default()),
+            class => Err(Failed { class, message: "why".into() }),
+        };
+        let models = job.models.iter().cloned().zip(classes.iter().copied().map(seen)).collect();
+        Verdict { class, models, hold_off: None, message: "why".into(), charged: false }
+    }
+
+    fn ending(job: Job, class: Class, classes: &[Class], ambiguous: Ambiguous) -> Ending {
+        let verdict = verdict(class, &job, classes);
+        let policy = Policy { retry: &retry::Policy::default(), ambiguous, random: 0.5 };
+        conclude(job, &call(), verdict, &policy)
+    }
+
+    #[test]
+    fn a_429_is_no_attempt_and_is_remembered() {
+        let Ending::Release { job, .. } = ending(job(1), Class::Throttled, &[Class::Throttled], Ambiguous::Park)
+        else {
+            panic!("a release")
+        };
+        assert_eq!((job.attempt, job.throttled), (0, 1));
+    }
+
+    #[test]
+    fn a_retry_carries_only_what_is_missing() {
+        let classes = [Class::Ok, Class::Transient, Class::Rejected];
+        let Ending::Retry { job, results, .. } = ending(job(3), Class::Ok, &classes, Ambiguous::Park) else {
+            panic!("a retry")
+        };
+        assert_eq!(job.models, ["m1"]);
+        assert_eq!(results.iter().map(|result| result.model.as_str()).collect::<Vec<_>>(), ["m0", "m2"]);
+    }
+
+    #[test]
+    fn resend_once_sends_once_more_and_park_never() {
+        let once = ending(job(1), Class::Ambiguous, &[Class::Ambiguous], Ambiguous::ResendOnce);
+        let Ending::Retry { job: again, .. } = once else { panic!("a retry") };
+        let twice = ending(*again, Class::Ambiguous, &[Class::Ambiguous], Ambiguous::ResendOnce);
+        assert!(matches!(twice, Ending::Dead { reason: Reason::Ambiguous, .. }));
+        let parked = ending(job(1), Class::Ambiguous, &[Class::Ambiguous], Ambiguous::Park);
+        assert!(matches!(parked, Ending::Dead { reason: Reason::Ambiguous, .. }));
+    }
+
+    #[test]
+    fn the_last_attempt_leaves_a_result_for_every_model() {
+        let last = Job { attempt: 4, ..job(2) };
+        let Ending::Dead { results, reason, .. } =
+            ending(last, Class::Transient, &[Class::Transient; 2], Ambiguous::Park)
+        else {
+            panic!("a dead letter")
+        };
+        assert_eq!((results.len(), reason), (2, Reason::AttemptsExhausted));
+    }
+
+    proptest! {
+        /// Whatever the verdict: each model has its result, or is still asked for, and never both.
+        #[test]
+        fn no_model_is_lost_and_none_is_settled_and_asked_again(
+            classes in proptest::collection::vec(0usize..6, 1..6), class in 0usize..6, attempt in 0u32..6,
+            ambiguous in 0u32..2, policy in 0usize..3,
+        ) {
+            let classes: Vec<Class> = classes.into_iter().map(|class| CLASSES[class]).collect();
+            let job = Job { attempt, ambiguous, ..job(classes.len()) };
+            let asked: BTreeSet<String> = job.models.iter().cloned().collect();
+            let policy = [Ambiguous::Resend, Ambiguous::ResendOnce, Ambiguous::Park][policy];
+            let ending = ending(job, CLASSES[class], &classes, policy);
+            let settled: BTreeSet<String> = ending.results().iter().map(|result| result.model.clone()).collect();
+            let again: BTreeSet<String> = match &ending {
+                Ending::Retry { job, .. } | Ending::Release { job, .. } => job.models.iter().cloned().collect(),
+                Ending::Complete(_) | Ending::Dead { .. } => BTreeSet::new(),
+            };
+            prop_assert!(settled.is_disjoint(&again));
+            prop_assert_eq!(settled.union(&again).cloned().collect::<BTreeSet<_>>(), asked);
+        }
+    }
+}
