@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use lapin::{Connection, ConnectionProperties, Event, uri::AMQPUri};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, interval, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -21,6 +21,8 @@ use crate::queue::QueueError;
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// A connection that lived this long was healthy: the next attempt comes soon again.
 const HEALTHY: Duration = Duration::from_secs(60);
+/// How often a connection's state is looked at, besides its events.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// Time for a connection to say goodbye; a blocked one never does.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -153,8 +155,13 @@ impl Supervisor {
             })
         };
         self.state.send_replace(up(connection.status().blocked()));
+        // An event can be missed (it may be sent before anyone listens), a state can't.
+        let mut check = interval(CHECK_EVERY);
         loop {
             tokio::select! {
+                _ = check.tick() => if !connection.status().connected() {
+                    return QueueError::Away("the connection ended".to_owned());
+                },
                 event = events.next() => match event {
                     Some(Event::ConnectionBlocked(reason)) => {
                         warn!(connection = self.name, reason, "the broker takes no publishes");
