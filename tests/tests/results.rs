@@ -463,3 +463,26 @@ async fn wait_for(mut happened: impl FnMut() -> bool, what: &str) {
         "no {what} within {PATIENCE:?}"
     );
 }
+
+#[tokio::test]
+async fn the_demo_loses_nothing_is_never_refused_and_its_batch_can_be_read_again() {
+    let stage = Stage::new().await;
+    let mut command = tokio::process::Command::new(pixfleet());
+    command
+        .args(["demo", "--json"])
+        .current_dir(stage.folder.path())
+        .env("PIXFLEET_RABBITMQ_URL", &stage.url)
+        .env("PIXFLEET_REDIS_URL", servers::redis_url())
+        .kill_on_drop(true);
+    let output = timeout(PATIENCE * 3, command.output())
+        .await
+        .expect("the demo ends")
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let figures: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let numbers =
+        ["calls", "throttled_429", "lost", "duplicates"].map(|name| figures[name].as_u64().unwrap());
+    assert_eq!(numbers, [36, 0, 0, 0], "{figures}");
+    let seen = ids(&stdout(&stage.results("--since 1h --idle 1s").await));
+    assert_eq!(seen.len(), 36);
+}
