@@ -85,7 +85,13 @@ pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> 
     .run(&stop)
     .await;
     engines.queue.close().await;
-    let played = played?;
+    let played = match played {
+        Err(why) if stop.is_cancelled() => {
+            eprintln!("{why:#}");
+            return Ok(Exit::WorkLeft.into());
+        }
+        played => played?,
+    };
     let figures = Figures::of(
         &sandbox.access().await,
         &played.tally,
@@ -105,9 +111,7 @@ pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> 
             "see the results again: pixfleet results --batch {batch} --format table"
         ))?;
     }
-    Ok(if stop.is_cancelled() {
-        Exit::WorkLeft
-    } else if figures.lost > 0 {
+    Ok(if figures.lost > 0 {
         Exit::Failed
     } else {
         Exit::Done
