@@ -266,7 +266,8 @@ impl Filter {
 /// One subscriber's announcements, at least once each: drop repetitions by their id.
 #[async_trait]
 pub trait Subscriber: Send {
-    /// The next announcement that the filter wants; waits for one. Cancel-safe.
+    /// The next announcement that the filter wants; waits for one. Cancel-safe. A durable subscriber is sent a few
+    /// hundred ahead of its commits, no more: commit in between.
     ///
     /// # Errors
     /// [`QueueError`] when the subscription can't go on; reconnection is tried first.

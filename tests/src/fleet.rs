@@ -192,6 +192,10 @@ impl Fleet {
             {
                 repetitions += 1;
             }
+            // A durable subscriber is sent only so much ahead of its commits.
+            if seen.len() % 100 == 0 {
+                subscriber.commit().await.unwrap();
+            }
         }
         subscriber.commit().await.unwrap();
         (seen, repetitions)

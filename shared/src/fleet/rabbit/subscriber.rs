@@ -186,15 +186,14 @@ impl RabbitSubscriber {
 impl Subscriber for RabbitSubscriber {
     async fn next(&mut self) -> Result<Announcement, QueueError> {
         loop {
-            let message = self.message().await?;
-            self.passed_over(&message);
-            let announcement = Announcement::from_message(&message.data);
-            let durable = self.subscription.name.is_some();
-            // A lost ack costs a repetition, and the session that lost it is opened again above.
-            if !durable && self.unacked >= LOG_ACK_EVERY {
+            // Before a message is taken: dropped at a later await, this future would take the message with it. A
+            // lost ack costs a repetition, and the session that lost it is opened again.
+            if self.subscription.name.is_none() && self.unacked >= LOG_ACK_EVERY {
                 let _ = self.ack_all().await;
             }
-            match announcement {
+            let message = self.message().await?;
+            self.passed_over(&message);
+            match Announcement::from_message(&message.data) {
                 Ok(announcement) if self.subscription.filter.wants(&announcement) => return Ok(announcement),
                 Ok(_) => {}
                 Err(error) => warn!(%error, "passed over"),
