@@ -21,6 +21,9 @@ use crate::queue::QueueError;
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// A connection that lived this long was healthy: the next attempt comes soon again.
 const HEALTHY: Duration = Duration::from_secs(60);
+/// Largest frame, in bytes. lapin keeps 64 of them buffered a connection, which at the broker's 128 KiB are 8 MiB; a
+/// broker of 4.1 or later refuses less than 8 KiB.
+const FRAME_MAX: u32 = 32 * 1024;
 /// How often a connection's state is looked at, besides its events.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// Time for a connection to say goodbye; a blocked one never does.
@@ -189,6 +192,7 @@ impl Supervisor {
             )
         })?;
         uri.query.heartbeat.get_or_insert(self.config.heartbeat_s);
+        uri.query.frame_max.get_or_insert(FRAME_MAX);
         let name = format!("pixfleet {} {}", self.name, std::process::id());
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let connection = Connection::connect_uri(uri, properties)
