@@ -2,8 +2,14 @@
 //!
 //! Every check is a function from a page to its problems, and the last test shows that each of them can fail.
 
+#![allow(clippy::unwrap_used, reason = "a check that cannot read its page fails")]
+
+#[path = "documents/page.rs"]
+mod page;
+#[path = "documents/shell.rs"]
+mod shell;
+
 use std::{
-    collections::BTreeSet,
     fs,
     path::{Component, Path, PathBuf},
     process::{Command, Stdio},
@@ -15,230 +21,13 @@ use pixfleet_shared::fleet::rabbit::{
 use pixfleet_tests::fleet::pixfleet;
 use tempfile::TempDir;
 
+use crate::{
+    page::{Fence, Page, page, pages, read, root},
+    shell::{arguments, commands},
+};
+
 /// What clap writes below every refusal of a command line, and nothing else does.
 const REFUSED: &str = "For more information, try '--help'";
-
-/// A Markdown page of the repository.
-struct Page {
-    /// Relative to the repository's root.
-    path: PathBuf,
-    text: String,
-}
-
-/// A fenced block.
-struct Fence {
-    language: String,
-    line: usize,
-    text: String,
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
-fn page(path: impl Into<PathBuf>) -> Page {
-    let path = path.into();
-    let text = read(path.to_str().unwrap());
-    Page { path, text }
-}
-
-/// Every page: those at the root, and those below `docs`.
-fn pages() -> Vec<Page> {
-    let mut pages = Vec::new();
-    let mut folders = vec![PathBuf::new(), PathBuf::from("docs")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(root().join(&folder)).unwrap() {
-            let entry = entry.unwrap();
-            let path = folder.join(entry.file_name());
-            if path.extension().is_some_and(|extension| extension == "md") {
-                pages.push(page(path));
-            } else if path.starts_with("docs") && entry.path().is_dir() {
-                folders.push(path);
-            }
-        }
-    }
-    pages
-}
-
-impl Page {
-    fn at(&self, line: usize, problem: &str) -> String {
-        format!("{}:{line}: {problem}", self.path.display())
-    }
-
-    fn fences(&self) -> Vec<Fence> {
-        let mut fences: Vec<Fence> = Vec::new();
-        let mut inside = false;
-        for (number, line) in self.text.lines().enumerate() {
-            if let Some(language) = line.trim_start().strip_prefix("```") {
-                inside = !inside;
-                if inside {
-                    let language = language.trim().to_owned();
-                    fences.push(Fence {
-                        language,
-                        line: number + 2,
-                        text: String::new(),
-                    });
-                }
-            } else if let (true, Some(fence)) = (inside, fences.last_mut()) {
-                fence.text += &format!("{line}\n");
-            }
-        }
-        assert!(!inside, "{}: a fence is not closed", self.path.display());
-        fences
-    }
-
-    /// The lines outside of fences, with their numbers.
-    fn prose(&self) -> Vec<(usize, &str)> {
-        let mut inside = false;
-        let mut lines = Vec::new();
-        for (number, line) in self.text.lines().enumerate() {
-            if line.trim_start().starts_with("```") {
-                inside = !inside;
-            } else if !inside {
-                lines.push((number + 1, line));
-            }
-        }
-        lines
-    }
-
-    /// Inline code, with its line.
-    fn inline(&self) -> Vec<(usize, String)> {
-        let codes = |(number, line): (usize, &str)| -> Vec<(usize, String)> {
-            line.split('`')
-                .skip(1)
-                .step_by(2)
-                .map(|code| (number, code.to_owned()))
-                .collect()
-        };
-        self.prose().into_iter().flat_map(codes).collect()
-    }
-
-    /// The command lines that a reader would type, with their line.
-    fn typed(&self) -> Vec<(usize, Vec<String>)> {
-        let mut typed = Vec::new();
-        for fence in self.fences() {
-            let script = match fence.language.as_str() {
-                "sh" | "bash" => fence.text,
-                _ => fence
-                    .text
-                    .lines()
-                    .filter_map(|line| line.strip_prefix("$ "))
-                    .map(|line| format!("{line}\n"))
-                    .collect(),
-            };
-            typed.extend(commands(&script).into_iter().map(|command| (fence.line, command)));
-        }
-        typed
-    }
-
-    /// The anchors that GitHub makes of the headings.
-    fn anchors(&self) -> BTreeSet<String> {
-        let headings = self.prose().into_iter().filter(|(_, line)| line.starts_with('#'));
-        let slug = |heading: &str| -> String {
-            let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
-            heading
-                .to_lowercase()
-                .chars()
-                .filter(kept)
-                .map(|c| if c == ' ' { '-' } else { c })
-                .collect()
-        };
-        headings
-            .map(|(_, line)| slug(line.trim_start_matches('#').trim()))
-            .collect()
-    }
-}
-
-/// Splits a script into its simple commands: quotes, comments, operators, redirections and here-documents.
-fn commands(script: &str) -> Vec<Vec<String>> {
-    let mut commands = vec![Vec::new()];
-    let script = script.replace("\\\n", " ");
-    let mut lines = script.lines();
-    while let Some(line) = lines.next() {
-        let (mut word, mut quote, mut begun, mut target) = (String::new(), None, false, false);
-        let mut end: Option<String> = None;
-        let mut characters = line.chars().chain(std::iter::once('\n')).peekable();
-        while let Some(c) = characters.next() {
-            match (quote, c) {
-                (Some(open), c) if c == open => quote = None,
-                (Some('"'), '\\') => word.extend(characters.next()),
-                (Some(_), c) => word.push(c),
-                (None, '\'' | '"') => (quote, begun) = (Some(c), true),
-                (None, '#') if word.is_empty() && !begun => break,
-                (None, c) if c.is_whitespace() || "|&;()<>".contains(c) => {
-                    // The word before a redirection may be its descriptor: `2>`.
-                    let descriptor = matches!(c, '<' | '>') && word.chars().all(|c| c.is_ascii_digit());
-                    if (begun || !word.is_empty()) && !descriptor {
-                        let word = std::mem::take(&mut word);
-                        if target {
-                            target = false;
-                        } else {
-                            commands.last_mut().unwrap().push(word);
-                        }
-                    }
-                    (word, begun) = (String::new(), false);
-                    match c {
-                        '<' if characters.peek() == Some(&'<') => {
-                            let rest: String = characters
-                                .by_ref()
-                                .skip(1)
-                                .take_while(|c| !c.is_whitespace())
-                                .collect();
-                            end = Some(rest.trim_matches(['\'', '"', '-']).to_owned());
-                        }
-                        '<' | '>' => target = true,
-                        '&' if target => {}
-                        '|' | '&' | ';' | '(' | ')' | '\n' => commands.push(Vec::new()),
-                        _ => {}
-                    }
-                }
-                (None, c) => word.push(c),
-            }
-        }
-        commands.push(Vec::new());
-        if let Some(end) = end {
-            lines.by_ref().find(|line| line.trim() == end);
-        }
-    }
-    commands.retain(|command| !command.is_empty());
-    commands
-}
-
-/// The arguments of `pixfleet` in a command, also behind what runs it.
-fn arguments(command: &[String]) -> Option<Vec<String>> {
-    let skipped = |word: &&String| matches!(word.as_str(), "exec" | "time" | "sudo") || is_assignment(word);
-    let command: Vec<String> = command.iter().skip_while(skipped).cloned().collect();
-    let (first, rest) = command.split_first()?;
-    let after = |mark: &str| {
-        rest.iter()
-            .position(|word| word == mark)
-            .map(|at| rest[at + 1..].to_vec())
-    };
-    match first.as_str() {
-        "eval" => commands(rest.first()?.strip_prefix("$(")?.strip_suffix(')')?)
-            .iter()
-            .find_map(|inner| arguments(inner)),
-        "cargo" if rest.iter().any(|word| word == "pixfleet-cli") && rest[0] == "run" => after("--"),
-        "docker" if rest.iter().any(|word| word == "exec") => after("pixfleet"),
-        "tests/services" => arguments(&after("--")?),
-        name if name == "pixfleet" || name.ends_with("/pixfleet") => Some(rest.to_vec()),
-        _ => None,
-    }
-}
-
-fn is_assignment(word: &str) -> bool {
-    let name = word.split_once('=').map(|(name, _)| name);
-    name.is_some_and(|name| {
-        !name.is_empty()
-            && name
-                .chars()
-                .all(|c| c.is_ascii_uppercase() || c == '_' || c.is_ascii_digit())
-    })
-}
 
 /// Runs the binary in an empty folder, without settings.
 fn run(arguments: &[String]) -> (String, String) {
