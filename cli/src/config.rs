@@ -80,19 +80,15 @@ enum Task {
 pub(crate) fn run(args: Args, sources: &Sources) -> anyhow::Result<ExitCode> {
     match args.task {
         Task::Check { json, without_keys } => {
-            let keys = if without_keys {
-                Keys::NotNeeded
-            } else {
-                Keys::Needed
-            };
+            let keys = if without_keys { Keys::NotNeeded } else { Keys::Needed };
             return check(sources, keys, json);
         }
         Task::Show { json: false, origin } => output::text(show::text(&sources.load()?, origin))?,
         Task::Show { json: true, origin } => output::json(&show::json(&sources.load()?, origin))?,
         Task::Example => output::text(example::example())?,
-        Task::Schema => output::text(crate::schemas::pretty(&pixfleet_shared::settings::schema::<
-            Config,
-        >())?)?,
+        Task::Schema => {
+            output::text(crate::schemas::pretty(&pixfleet_shared::settings::schema::<Config>())?)?
+        }
         Task::Docs { file } => renew(&file)?,
     }
     Ok(Exit::Done.into())

@@ -70,20 +70,12 @@ pub(crate) struct Args {
 /// When RabbitMQ or Redis is away, or the job is not done within two minutes.
 pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
     let stop = on_signal()?;
-    let listener = TcpListener::bind("127.0.0.1:0")
-        .await
-        .context("no free port for the sandbox")?;
+    let listener = TcpListener::bind("127.0.0.1:0").await.context("no free port for the sandbox")?;
     let sandbox = Sandbox::start(listener, stage::sandbox(args.judge))?;
     let batch = batch_name()?;
     let engines = engines(&config, &batch).await?;
-    let played = Play {
-        sandbox: &sandbox,
-        engines: &engines,
-        batch: &batch,
-        judge: args.judge,
-    }
-    .run(&stop)
-    .await;
+    let played =
+        Play { sandbox: &sandbox, engines: &engines, batch: &batch, judge: args.judge }.run(&stop).await;
     engines.queue.close().await;
     let played = match played {
         Err(why) if stop.is_cancelled() => {
@@ -92,12 +84,7 @@ pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> 
         }
         played => played?,
     };
-    let figures = Figures::of(
-        &sandbox.access().await,
-        &played.tally,
-        played.duplicates,
-        stage::results(),
-    );
+    let figures = Figures::of(&sandbox.access().await, &played.tally, played.duplicates, stage::results());
     let bill = sandbox.shutdown().await?;
     if args.json {
         output::json(&figures)?;
@@ -107,16 +94,9 @@ pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> 
         for line in figures.lines(&played.tally, &bill, &played.workers) {
             output::line(line)?;
         }
-        output::line(format!(
-            "see the results again: pixfleet results --batch {batch} --format table"
-        ))?;
+        output::line(format!("see the results again: pixfleet results --batch {batch} --format table"))?;
     }
-    Ok(if figures.lost > 0 {
-        Exit::Failed
-    } else {
-        Exit::Done
-    }
-    .into())
+    Ok(if figures.lost > 0 { Exit::Failed } else { Exit::Done }.into())
 }
 
 /// One run of the job.
@@ -157,12 +137,7 @@ impl Play<'_> {
             reports.push(ended??);
         }
         let (tally, gather, duplicates) = read?;
-        Ok(Played {
-            tally,
-            gather,
-            duplicates,
-            workers: reports,
-        })
+        Ok(Played { tally, gather, duplicates, workers: reports })
     }
 
     /// Its results are only minutes old: the log is not read from its beginning.
@@ -170,10 +145,7 @@ impl Play<'_> {
         Subscription {
             name: None,
             from: From::Ago(Duration::from_secs(60)),
-            filter: Filter {
-                batch: Some(self.batch.clone()),
-                ..Filter::default()
-            },
+            filter: Filter { batch: Some(self.batch.clone()), ..Filter::default() },
         }
     }
 
@@ -184,17 +156,9 @@ impl Play<'_> {
         let mut workers = JoinSet::new();
         for number in 1..=stage::WORKERS {
             let provider = Arc::new(stage::provider(&self.sandbox.url(), self.judge)?);
-            let config = pixfleet_worker::Config {
-                name: format!("worker-{number}"),
-                ..Default::default()
-            };
-            let working = pixfleet_worker::run(
-                config,
-                vec![provider],
-                self.engines.clone(),
-                None,
-                shutdown.clone(),
-            );
+            let config = pixfleet_worker::Config { name: format!("worker-{number}"), ..Default::default() };
+            let working =
+                pixfleet_worker::run(config, vec![provider], self.engines.clone(), None, shutdown.clone());
             workers.spawn(working);
         }
         Ok(workers)
@@ -206,12 +170,7 @@ impl Play<'_> {
         let manifest = folder.0.join("images.csv");
         std::fs::write(&manifest, stage::manifest()).context("the demo's manifest")?;
         let manifest = Manifest::open(&[manifest.display().to_string()], Reading::default())?;
-        let plan = Plan::new(
-            stage::PROVIDER,
-            &stage::MODELS.map(str::to_owned),
-            1,
-            Tariff::default(),
-        )?;
+        let plan = Plan::new(stage::PROVIDER, &stage::MODELS.map(str::to_owned), 1, Tariff::default())?;
         let priority = Priority::High;
         let identity = Identity::new(self.batch, &plan, priority, "demo");
         let record = Record::open(&folder.0.join("record.sqlite"), &identity)?;
@@ -264,15 +223,9 @@ async fn engines(config: &Config, batch: &BatchName) -> anyhow::Result<Engines> 
         bail!("{why}: {NO_SERVERS}");
     }
     let mut rabbitmq = config.rabbitmq.clone();
-    rabbitmq.connect_timeout_ms = rabbitmq
-        .connect_timeout_ms
-        .min(SERVER_PATIENCE.as_millis() as u64);
+    rabbitmq.connect_timeout_ms = rabbitmq.connect_timeout_ms.min(SERVER_PATIENCE.as_millis() as u64);
     let queue = RabbitQueue::connect(rabbitmq).await.with_context(|| NO_SERVERS)?;
-    Ok(Engines {
-        queue,
-        limiter: redis.limiter(),
-        ledger: redis.ledger(),
-    })
+    Ok(Engines { queue, limiter: redis.limiter(), ledger: redis.ledger() })
 }
 
 /// A folder of this run's own, removed at its end.

@@ -106,11 +106,7 @@ pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow:
     let path = record_path(&args, &config)?;
     let identity = Identity::new(&args.batch, &plan, args.priority, &place(&loaded.config.rabbitmq));
     not_an_input(&args.bad_rows, &args.manifests)?;
-    let reading = Reading {
-        format: args.format,
-        columns: args.column.clone(),
-        by_path: args.by_path,
-    };
+    let reading = Reading { format: args.format, columns: args.column.clone(), by_path: args.by_path };
     let manifest = Manifest::open(&args.manifests, reading)?;
     let order = Order {
         batch: args.batch.clone(),
@@ -166,10 +162,7 @@ fn report(
         Err(stopped) => (stopped.summary.clone(), Some(stopped)),
     };
     let report = report::Report {
-        forecast: args
-            .dry_run
-            .then(|| report::forecast(plan, provider, &summary))
-            .transpose()?,
+        forecast: args.dry_run.then(|| report::forecast(plan, provider, &summary)).transpose()?,
         currency: &provider.tariff().currency,
         stopped: stopped.as_ref().map(ToString::to_string),
         summary,
@@ -178,10 +171,7 @@ fn report(
     match stopped.map(|stopped| *stopped) {
         None if report.summary.tally.bad_rows > 0 => Ok(Exit::RowsLeftOut.into()),
         None => Ok(Exit::Done.into()),
-        Some(Stopped {
-            why: Why::Interrupted,
-            ..
-        }) => {
+        Some(Stopped { why: Why::Interrupted, .. }) => {
             view::say(report.stopped.as_deref().unwrap_or_default());
             Ok(Exit::WorkLeft.into())
         }
@@ -201,10 +191,7 @@ fn provider(catalog: &Catalog, name: Option<&str>) -> anyhow::Result<Arc<Provide
         ),
         _ => {
             let names: Vec<_> = catalog.iter().map(|provider| provider.name()).collect();
-            bail!(
-                "the settings name several providers: say which, --provider {}",
-                names.join("|")
-            )
+            bail!("the settings name several providers: say which, --provider {}", names.join("|"))
         }
     }
 }
@@ -214,38 +201,24 @@ fn plan(args: &Args, provider: &Provider, config: &Config) -> anyhow::Result<Pla
         provider.accepts(model).map_err(|reason| anyhow!(reason))?;
     }
     let caps = [config.models_per_call, args.models_per_call];
-    let models_per_call = caps
-        .into_iter()
-        .flatten()
-        .map(|cap| cap.get() as usize)
-        .fold(provider.models_per_call(), usize::min);
+    let models_per_call =
+        caps.into_iter().flatten().map(|cap| cap.get() as usize).fold(provider.models_per_call(), usize::min);
     let cost = provider.tariff();
     let tariff = match cost.count {
-        Count::PerCall => Tariff {
-            per_call: cost.price,
-            per_model: 0.0,
-        },
-        Count::PerModel => Tariff {
-            per_call: 0.0,
-            per_model: cost.price,
-        },
+        Count::PerCall => Tariff { per_call: cost.price, per_model: 0.0 },
+        Count::PerModel => Tariff { per_call: 0.0, per_model: cost.price },
     };
     Ok(Plan::new(provider.name(), &args.models, models_per_call, tariff)?)
 }
 
 /// The queue's name in a record: where it is, without a password.
 fn place(config: &rabbit::Config) -> String {
-    config
-        .url_file
-        .as_ref()
-        .map_or_else(|| config.endpoint(), |file| format!("the broker of {file}"))
+    config.url_file.as_ref().map_or_else(|| config.endpoint(), |file| format!("the broker of {file}"))
 }
 
 /// The trace that the environment says; whoever set it wrongly meant another program, so a new one then.
 fn ambient_trace() -> TraceParent {
-    let ambient = std::env::var("TRACEPARENT")
-        .ok()
-        .and_then(|text| text.parse().ok());
+    let ambient = std::env::var("TRACEPARENT").ok().and_then(|text| text.parse().ok());
     ambient.unwrap_or_else(TraceParent::random)
 }
 
@@ -253,11 +226,7 @@ fn record_path(args: &Args, config: &Config) -> anyhow::Result<PathBuf> {
     if let Some(path) = &args.record {
         return Ok(path.clone());
     }
-    let variable = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let folder = config.record_folder.clone().or_else(|| {
         let state = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")))?;
         Some(state.join("pixfleet/enqueue"))
@@ -286,9 +255,7 @@ fn not_an_input(bad_rows: &BadRows, manifests: &[String]) -> anyhow::Result<()> 
 }
 
 fn priority(text: &str) -> Result<Priority, String> {
-    let found = Priority::ALL
-        .into_iter()
-        .find(|priority| priority.as_str() == text);
+    let found = Priority::ALL.into_iter().find(|priority| priority.as_str() == text);
     found.ok_or_else(|| "say high, normal or bulk".to_owned())
 }
 
@@ -296,8 +263,7 @@ fn columns(text: &str) -> Result<ColumnNames, String> {
     if text.is_empty() {
         return Ok(ColumnNames::default());
     }
-    text.parse()
-        .map_err(|error: pixfleet_producer::manifest::BadMapping| error.to_string())
+    text.parse().map_err(|error: pixfleet_producer::manifest::BadMapping| error.to_string())
 }
 
 fn bad_rows(text: &str) -> Result<BadRows, String> {
@@ -356,10 +322,7 @@ mod tests {
 
     #[test]
     fn a_record_is_found_by_its_batch_in_the_folder_of_the_settings() {
-        let config = Config {
-            record_folder: Some("/var/lib/pixfleet".into()),
-            ..Config::default()
-        };
+        let config = Config { record_folder: Some("/var/lib/pixfleet".into()), ..Config::default() };
         let path = |further: &[&str]| record_path(&parsed(further).unwrap(), &config).unwrap();
         assert_eq!(path(&[]), Path::new("/var/lib/pixfleet/b.sqlite"));
         assert_eq!(path(&["--record", "r.sqlite"]), Path::new("r.sqlite"));

@@ -28,14 +28,8 @@ impl Exit {
     pub(crate) const ALL: [(Self, &str); 5] = [
         (Self::Done, "done"),
         (Self::Failed, "failed, or what was checked does not hold"),
-        (
-            Self::Usage,
-            "the command line or the settings are wrong; nothing was started",
-        ),
-        (
-            Self::RowsLeftOut,
-            "done, but for manifest rows that could not be read",
-        ),
+        (Self::Usage, "the command line or the settings are wrong; nothing was started"),
+        (Self::RowsLeftOut, "done, but for manifest rows that could not be read"),
         (
             Self::WorkLeft,
             "ended before everything was done, by a signal or a time limit; what is left is still in the queue",
@@ -58,10 +52,7 @@ impl Exit {
             Some(problems) => {
                 let count = problems.iter().len();
                 let noun = if count == 1 { "problem" } else { "problems" };
-                let _ = writeln!(
-                    stderr,
-                    "{problems}\n{count} {noun} in the settings: nothing was started"
-                );
+                let _ = writeln!(stderr, "{problems}\n{count} {noun} in the settings: nothing was started");
                 Self::Usage
             }
             None => {
@@ -75,9 +66,7 @@ impl Exit {
 /// Whoever read our output has had enough: `pixfleet results | head`.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     })
 }
 
@@ -97,10 +86,7 @@ mod tests {
     #[test]
     fn a_reader_that_went_away_is_no_failure() {
         let error: Result<(), _> = Err(io::Error::from(io::ErrorKind::BrokenPipe));
-        assert_eq!(
-            Exit::of_error(&error.context("writing a row").unwrap_err(), &mut io::sink()),
-            Exit::Done
-        );
+        assert_eq!(Exit::of_error(&error.context("writing a row").unwrap_err(), &mut io::sink()), Exit::Done);
     }
 
     #[test]
@@ -110,10 +96,7 @@ mod tests {
         let misused = clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, "leave --name out\n");
         assert_eq!(Exit::of_error(&misused.into(), &mut io::sink()), Exit::Usage);
         assert_eq!(Exit::of_error(&problems.into(), &mut said), Exit::Usage);
-        assert_eq!(
-            Exit::of_error(&anyhow::anyhow!("the queue is away"), &mut said),
-            Exit::Failed
-        );
+        assert_eq!(Exit::of_error(&anyhow::anyhow!("the queue is away"), &mut said), Exit::Failed);
         let said = String::from_utf8(said).unwrap();
         assert_eq!(
             said,

@@ -75,9 +75,8 @@ struct Target {
 impl Target {
     fn parse(url: &str) -> anyhow::Result<Self> {
         let plain = !url.contains(|c: char| c.is_ascii_control() || c == ' ' || c == '@');
-        let Some(rest) = url
-            .strip_prefix("http://")
-            .filter(|rest| plain && !rest.is_empty() && !rest.starts_with('/'))
+        let Some(rest) =
+            url.strip_prefix("http://").filter(|rest| plain && !rest.is_empty() && !rest.starts_with('/'))
         else {
             bail!(
                 "`{}` can't be asked: give a plain URL like http://127.0.0.1:9600/readyz",
@@ -85,22 +84,9 @@ impl Target {
             );
         };
         let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let has_port = host
-            .rsplit_once(':')
-            .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        let host = if has_port {
-            host.to_owned()
-        } else {
-            format!("{host}:80")
-        };
-        Ok(Self {
-            host,
-            path: if path.is_empty() {
-                "/".to_owned()
-            } else {
-                path.to_owned()
-            },
-        })
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let host = if has_port { host.to_owned() } else { format!("{host}:80") };
+        Ok(Self { host, path: if path.is_empty() { "/".to_owned() } else { path.to_owned() } })
     }
 }
 
@@ -121,13 +107,7 @@ async fn ask(target: &Target) -> anyhow::Result<(u16, String)> {
         (Some(version), Some(Ok(status))) if version.starts_with("HTTP/1.") => status,
         _ => bail!("the answer is no HTTP"),
     };
-    Ok((
-        status,
-        body.chars()
-            .filter(|c| !c.is_control() || *c == '\n')
-            .take(500)
-            .collect(),
-    ))
+    Ok((status, body.chars().filter(|c| !c.is_control() || *c == '\n').take(500).collect()))
 }
 
 #[cfg(test)]
@@ -149,14 +129,7 @@ mod tests {
                 std::future::pending::<()>().await;
             }
         });
-        let result = said(
-            Args {
-                url: Some(url),
-                timeout_ms,
-            },
-            &Sources::default(),
-        )
-        .await;
+        let result = said(Args { url: Some(url), timeout_ms }, &Sources::default()).await;
         server.abort();
         result
     }
@@ -169,32 +142,22 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_is_not_ready_says_why() {
-        let error = asked(b"HTTP/1.1 503 Service Unavailable\r\n\r\nredis is away\n", 60_000)
-            .await
-            .unwrap_err();
-        assert!(
-            error.to_string().ends_with("answered 503: redis is away"),
-            "{error}"
-        );
+        let error =
+            asked(b"HTTP/1.1 503 Service Unavailable\r\n\r\nredis is away\n", 60_000).await.unwrap_err();
+        assert!(error.to_string().ends_with("answered 503: redis is away"), "{error}");
     }
 
     #[tokio::test]
     async fn silence_and_nonsense_are_not_healthy() {
         let error = asked(b"", 50).await.unwrap_err();
-        assert!(
-            error.to_string().contains("did not answer within 50 ms"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("did not answer within 50 ms"), "{error}");
         let error = asked(b"SSH-2.0-OpenSSH\r\n\r\n", 60_000).await.unwrap_err();
         assert!(format!("{error:#}").contains("no HTTP"), "{error:#}");
     }
 
     #[test]
     fn a_server_on_every_address_is_asked_here() {
-        assert_eq!(
-            readiness_url("0.0.0.0:9600").unwrap(),
-            "http://127.0.0.1:9600/readyz"
-        );
+        assert_eq!(readiness_url("0.0.0.0:9600").unwrap(), "http://127.0.0.1:9600/readyz");
         assert_eq!(readiness_url("[::]:1").unwrap(), "http://[::1]:1/readyz");
         assert_eq!(readiness_url("localhost:1").unwrap(), "http://localhost:1/readyz");
         assert!(readiness_url("").unwrap_err().to_string().contains("--url"));
@@ -202,23 +165,11 @@ mod tests {
 
     #[test]
     fn a_url_is_split_and_others_are_refused() {
-        let target = |host: &str, path: &str| Target {
-            host: host.into(),
-            path: path.into(),
-        };
+        let target = |host: &str, path: &str| Target { host: host.into(), path: path.into() };
         assert_eq!(Target::parse("http://h:1/a?b").unwrap(), target("h:1", "/a?b"));
         assert_eq!(Target::parse("http://h").unwrap(), target("h:80", "/"));
-        assert_eq!(
-            Target::parse("http://[::1]:9600").unwrap(),
-            target("[::1]:9600", "/")
-        );
-        for url in [
-            "https://h/",
-            "h:1",
-            "http://",
-            "http://u:p@h/",
-            "http://h/\r\nX: y",
-        ] {
+        assert_eq!(Target::parse("http://[::1]:9600").unwrap(), target("[::1]:9600", "/"));
+        for url in ["https://h/", "h:1", "http://", "http://u:p@h/", "http://h/\r\nX: y"] {
             assert!(Target::parse(url).is_err(), "{url}");
         }
     }

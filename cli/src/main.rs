@@ -124,19 +124,11 @@ mod tests {
     fn every_command_shows_examples() {
         let mut left: Vec<clap::Command> = vec![Cli::command()];
         while let Some(command) = left.pop() {
-            let help = command
-                .get_after_help()
-                .or(command.get_after_long_help())
-                .map(ToString::to_string);
+            let help = command.get_after_help().or(command.get_after_long_help()).map(ToString::to_string);
             let shown = command.is_hide_set()
-                || help
-                    .as_ref()
-                    .is_some_and(|help| help.to_uppercase().contains("EXAMPLES"));
+                || help.as_ref().is_some_and(|help| help.to_uppercase().contains("EXAMPLES"));
             help.iter().flat_map(|help| help.lines()).for_each(|line| {
-                assert!(
-                    line.chars().count() <= 118,
-                    "wrapped where there is no terminal: {line}"
-                );
+                assert!(line.chars().count() <= 118, "wrapped where there is no terminal: {line}");
             });
             assert!(shown, "`pixfleet {}` has no EXAMPLES", command.get_name());
             left.extend(command.get_subcommands().cloned());

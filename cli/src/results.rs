@@ -102,10 +102,7 @@ impl Args {
     /// The whole batch is asked for, whatever is shown of it: its end must be seen.
     pub(super) fn subscription(&self, name: Option<String>, from: From) -> Subscription {
         let filter = match &self.batch {
-            Some(batch) => Filter {
-                batch: Some(batch.clone()),
-                ..Filter::default()
-            },
+            Some(batch) => Filter { batch: Some(batch.clone()), ..Filter::default() },
             None => self.filter(),
         };
         Subscription { name, from, filter }
@@ -159,24 +156,15 @@ impl Args {
 
     fn lines(&self, report: &Report) -> Vec<String> {
         let counts = &report.counts;
-        let of = counts
-            .expected
-            .map_or_else(String::new, |expected| format!(" of {expected}"));
+        let of = counts.expected.map_or_else(String::new, |expected| format!(" of {expected}"));
         let what = match &report.batch {
             Some(batch) if report.complete => format!("batch {batch} is complete: "),
             Some(batch) => format!("batch {batch} is not complete: "),
             None => String::new(),
         };
-        let Counts {
-            results,
-            done,
-            failed,
-            dead,
-            ..
-        } = *counts;
-        let mut lines = vec![format!(
-            "{what}{results}{of} results: {done} done, {failed} failed, {dead} dead"
-        )];
+        let Counts { results, done, failed, dead, .. } = *counts;
+        let mut lines =
+            vec![format!("{what}{results}{of} results: {done} done, {failed} failed, {dead} dead")];
         if report.elsewhere > 0 {
             lines.push(format!(
                 "{} of them did not come to this reader: written by an earlier run, or published before it began; \
@@ -195,10 +183,7 @@ impl Args {
 
 fn new_file(path: &Path) -> anyhow::Result<File> {
     File::create(path).with_context(|| {
-        format!(
-            "can't write {}: give --out a file in a folder that you may write",
-            path.display()
-        )
+        format!("can't write {}: give --out a file in a folder that you may write", path.display())
     })
 }
 
@@ -217,24 +202,15 @@ pub(crate) fn sample(
     let source = Source::Url(format!("https://example.com/{image}.jpg"));
     let job = Job::new(
         "b".parse().unwrap(),
-        Image {
-            id: image.to_owned(),
-            source,
-        },
+        Image { id: image.to_owned(), source },
         "restb".into(),
         vec!["a".into(), "b".into()],
     );
     let answer = Answer {
-        labels: vec![Label {
-            label: "kitchen".into(),
-            confidence: Some(0.97),
-        }],
+        labels: vec![Label { label: "kitchen".into(), confidence: Some(0.97) }],
         ..Answer::default()
     };
-    let failure = Failure {
-        class: "transient".into(),
-        message: "500 from the provider".into(),
-    };
+    let failure = Failure { class: "transient".into(), message: "500 from the provider".into() };
     ImageResult {
         answer: (outcome == Outcome::Ok).then_some(answer),
         failure: (outcome != Outcome::Ok).then_some(failure),

@@ -69,12 +69,7 @@ pub(crate) struct Args {
     throttle_status: u16,
 
     /// How long an accepted call takes, in milliseconds
-    #[arg(
-        long,
-        value_name = "MS",
-        default_value_t = 0,
-        help_heading = "Latency and faults"
-    )]
+    #[arg(long, value_name = "MS", default_value_t = 0, help_heading = "Latency and faults")]
     latency_ms: u64,
     /// Make the latency log-normal around --latency-ms, with this spread (0.2 calm, 1 wild)
     #[arg(long, value_name = "SIGMA", help_heading = "Latency and faults")]
@@ -83,20 +78,10 @@ pub(crate) struct Args {
     #[arg(long = "fault", value_name = "KIND=P", value_parser = fault, value_delimiter = ',', help_heading = "Latency and faults")]
     faults: Vec<(FaultKind, f64)>,
     /// The faults and latencies follow from this number and the order of the calls
-    #[arg(
-        long,
-        value_name = "SEED",
-        default_value_t = 0,
-        help_heading = "Latency and faults"
-    )]
+    #[arg(long, value_name = "SEED", default_value_t = 0, help_heading = "Latency and faults")]
     seed: u64,
     /// How long a `hang` holds the connection, in milliseconds
-    #[arg(
-        long,
-        value_name = "MS",
-        default_value_t = 600_000,
-        help_heading = "Latency and faults"
-    )]
+    #[arg(long, value_name = "MS", default_value_t = 600_000, help_heading = "Latency and faults")]
     hang_ms: u64,
     /// Size of a `huge` body, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20, help_heading = "Latency and faults")]
@@ -177,28 +162,17 @@ fn settings(args: Args) -> Settings {
         Judge::None => Rule::None,
         Judge::Fixed => Rule::Fixed,
         Judge::Sliding => Rule::Sliding,
-        Judge::Bucket => Rule::Bucket {
-            burst: args.burst.unwrap_or(1),
-        },
-        Judge::Leaky => Rule::Leaky {
-            burst: args.burst.unwrap_or(0),
-        },
+        Judge::Bucket => Rule::Bucket { burst: args.burst.unwrap_or(1) },
+        Judge::Leaky => Rule::Leaky { burst: args.burst.unwrap_or(0) },
         Judge::Concurrent => Rule::Concurrent,
     };
     let latency = match args.latency_sigma {
         None => Latency::Constant { ms: args.latency_ms },
-        Some(sigma) => Latency::Lognormal {
-            mean_ms: args.latency_ms as f64,
-            sigma,
-        },
+        Some(sigma) => Latency::Lognormal { mean_ms: args.latency_ms as f64, sigma },
     };
     Settings {
         keys: args.keys,
-        restb_models: if args.restb_models.is_empty() {
-            usual.restb_models
-        } else {
-            args.restb_models
-        },
+        restb_models: if args.restb_models.is_empty() { usual.restb_models } else { args.restb_models },
         latency,
         judging: Judging {
             rule,
@@ -223,12 +197,7 @@ fn settings(args: Args) -> Settings {
 }
 
 fn faults(odds: &[(FaultKind, f64)], seed: u64, hang_ms: u64, huge_bytes: u64) -> Faults {
-    let mut faults = Faults {
-        seed,
-        hang_ms,
-        huge_bytes,
-        ..Faults::default()
-    };
+    let mut faults = Faults { seed, hang_ms, huge_bytes, ..Faults::default() };
     for &(kind, odds) in odds {
         *match kind {
             FaultKind::Error500 => &mut faults.error_500,
@@ -243,9 +212,7 @@ fn faults(odds: &[(FaultKind, f64)], seed: u64, hang_ms: u64, huge_bytes: u64) -
 }
 
 fn fault(text: &str) -> Result<(FaultKind, f64), String> {
-    let (kind, odds) = text
-        .split_once('=')
-        .ok_or("give KIND=PROBABILITY, such as drop=0.02")?;
+    let (kind, odds) = text.split_once('=').ok_or("give KIND=PROBABILITY, such as drop=0.02")?;
     let kind = match kind {
         "500" => FaultKind::Error500,
         "hang" => FaultKind::Hang,
@@ -259,9 +226,7 @@ fn fault(text: &str) -> Result<(FaultKind, f64), String> {
             ));
         }
     };
-    let odds = odds
-        .parse()
-        .map_err(|_| format!("{odds} is no probability; give a number from 0 to 1"))?;
+    let odds = odds.parse().map_err(|_| format!("{odds} is no probability; give a number from 0 to 1"))?;
     Ok((kind, odds))
 }
 
@@ -272,10 +237,7 @@ fn greet(sandbox: &Running, json: bool) -> io::Result<()> {
         return out.flush();
     }
     let url = sandbox.url();
-    writeln!(
-        io::stderr(),
-        "sandbox: serving on {url} (bill: {url}/sandbox/bill); stop it with Ctrl-C"
-    )
+    writeln!(io::stderr(), "sandbox: serving on {url} (bill: {url}/sandbox/bill); stop it with Ctrl-C")
 }
 
 fn present(bill: &Bill, json: bool) -> anyhow::Result<()> {
@@ -308,11 +270,7 @@ fn present(bill: &Bill, json: bool) -> anyhow::Result<()> {
                 counts.charged,
                 counts.units,
             ];
-            table.add_row(
-                [name.clone(), model.to_owned()]
-                    .into_iter()
-                    .chain(numbers.map(|n| n.to_string())),
-            );
+            table.add_row([name.clone(), model.to_owned()].into_iter().chain(numbers.map(|n| n.to_string())));
         }
     }
     let mut err = io::stderr().lock();
@@ -344,10 +302,7 @@ struct Signals {
 impl Signals {
     fn listen() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
     async fn wait(&mut self) {
@@ -372,33 +327,20 @@ mod tests {
 
     fn parsed(flags: &str) -> Settings {
         settings(
-            Cli::try_parse_from(std::iter::once("sandbox").chain(flags.split_whitespace()))
-                .unwrap()
-                .args,
+            Cli::try_parse_from(std::iter::once("sandbox").chain(flags.split_whitespace())).unwrap().args,
         )
     }
 
     #[test]
     fn no_flag_is_an_obliging_api() {
-        let limit = Judging {
-            limit: 4,
-            ..Judging::default()
-        };
-        assert_eq!(
-            parsed(""),
-            Settings {
-                judging: limit,
-                ..Settings::default()
-            }
-        );
+        let limit = Judging { limit: 4, ..Judging::default() };
+        assert_eq!(parsed(""), Settings { judging: limit, ..Settings::default() });
     }
 
     #[test]
     fn every_example_is_understood_and_can_be_served() {
-        let commands: Vec<_> = EXAMPLES
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("pixfleet sandbox"))
-            .collect();
+        let commands: Vec<_> =
+            EXAMPLES.lines().filter_map(|line| line.trim().strip_prefix("pixfleet sandbox")).collect();
         assert_eq!(commands.len(), 4);
         for flags in commands {
             assert_eq!(parsed(flags).problems(), Vec::<String>::new(), "{flags}");
@@ -408,14 +350,8 @@ mod tests {
     #[test]
     fn faults_are_named_with_their_odds() {
         let faults = parsed("--fault drop=0.02 --fault 500=0.1,cut=0.3 --seed 9").faults;
-        assert_eq!(
-            (faults.drop, faults.error_500, faults.cut, faults.seed),
-            (0.02, 0.1, 0.3, 9)
-        );
-        for (wrong, help) in [
-            ("explode=1", "no fault is called explode"),
-            ("drop", "KIND=PROBABILITY"),
-        ] {
+        assert_eq!((faults.drop, faults.error_500, faults.cut, faults.seed), (0.02, 0.1, 0.3, 9));
+        for (wrong, help) in [("explode=1", "no fault is called explode"), ("drop", "KIND=PROBABILITY")] {
             let error = fault(wrong).unwrap_err();
             assert!(error.contains(help), "{error}");
         }

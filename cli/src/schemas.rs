@@ -37,12 +37,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 args.directory.display()
             ))?;
         }
-        return Ok(if stale.is_empty() {
-            Exit::Done
-        } else {
-            Exit::Failed
-        }
-        .into());
+        return Ok(if stale.is_empty() { Exit::Done } else { Exit::Failed }.into());
     }
     fs::create_dir_all(&args.directory)
         .with_context(|| format!("{} can't be made", args.directory.display()))?;
@@ -59,10 +54,7 @@ fn schemas() -> anyhow::Result<Vec<(&'static str, String)>> {
     for (name, schema) in pixfleet_shared::schema::all() {
         files.push((name, pretty(schema.as_value())?));
     }
-    files.push((
-        "config.json",
-        pretty(&pixfleet_shared::settings::schema::<Config>())?,
-    ));
+    files.push(("config.json", pretty(&pixfleet_shared::settings::schema::<Config>())?));
     Ok(files)
 }
 
@@ -103,10 +95,7 @@ mod tests {
     #[test]
     fn a_changed_a_missing_and_a_forgotten_file_are_noticed() {
         let directory = tempfile::tempdir().unwrap();
-        let write = Args {
-            directory: directory.path().to_owned(),
-            check: false,
-        };
+        let write = Args { directory: directory.path().to_owned(), check: false };
         run(&write).unwrap();
         assert_eq!(stale(directory.path(), &schemas().unwrap()).unwrap().len(), 0);
         fs::write(directory.path().join("job.v1.json"), "{}").unwrap();

@@ -45,11 +45,7 @@ pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow:
     let admin = listen(&config.admin.listen).await?;
     let redis = Redis::start(&config.redis)?;
     let queue = RabbitQueue::start(config.rabbitmq);
-    let engines = Engines {
-        queue: queue.clone(),
-        limiter: redis.limiter(),
-        ledger: redis.ledger(),
-    };
+    let engines = Engines { queue: queue.clone(), limiter: redis.limiter(), ledger: redis.ledger() };
     let shutdown = on_signal()?;
     let report = pixfleet_worker::run(config.worker, providers, engines, admin, shutdown).await;
     queue.close().await;
@@ -57,12 +53,7 @@ pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow:
     if args.json {
         output::json(&serde_json::to_value(report)?)?;
     }
-    Ok(if report.left == 0 {
-        Exit::Done
-    } else {
-        Exit::WorkLeft
-    }
-    .into())
+    Ok(if report.left == 0 { Exit::Done } else { Exit::WorkLeft }.into())
 }
 
 async fn listen(address: &str) -> anyhow::Result<Option<TcpListener>> {

@@ -134,12 +134,7 @@ impl Run {
             Ok(lane) => lane,
             Err(why) => return Err(self.stopped(why, tally, order, &record)),
         };
-        let stamp = Stamp {
-            batch: order.batch.clone(),
-            priority: order.priority,
-            lane,
-            trace: order.trace,
-        };
+        let stamp = Stamp { batch: order.batch.clone(), priority: order.priority, lane, trace: order.trace };
         // Until then nothing was read; the reader ends with the channel, or with the token.
         let drafts = match read::start(manifest, order, stamp, config, self.stop.child_token()) {
             Ok(drafts) => drafts,
@@ -147,9 +142,7 @@ impl Run {
         };
         let mut totals = record.totals();
         let clerk = Clerk::employ(record);
-        let moved = self
-            .chunks(drafts, &clerk, &mut tally, &mut totals, progress)
-            .await;
+        let moved = self.chunks(drafts, &clerk, &mut tally, &mut totals, progress).await;
         let closed = match moved {
             Ok(()) => self.announce(BatchState::Closed, totals).await,
             Err(why) => Err(why),
@@ -157,9 +150,7 @@ impl Run {
         // The record is whole before anybody is told.
         drop(clerk.dismiss().await);
         let summary = Summary::of(order, lane, tally, totals, self.began.elapsed());
-        closed
-            .map(|()| summary.clone())
-            .map_err(|why| Box::new(Stopped { why, summary }))
+        closed.map(|()| summary.clone()).map_err(|why| Box::new(Stopped { why, summary }))
     }
 
     fn stopped(&self, why: Why, tally: Tally, order: &Order, record: &Record) -> Box<Stopped> {
@@ -274,10 +265,7 @@ impl Run {
                 Err(_) => "no answer".to_owned(),
             };
             if Instant::now() + pause >= deadline {
-                return Err(Why::Away {
-                    seconds: self.patience.as_secs(),
-                    cause: away,
-                });
+                return Err(Why::Away { seconds: self.patience.as_secs(), cause: away });
             }
             warn!(queue.error = %away, retry.after_ms = pause.as_millis() as u64, "the queue is away; the same jobs are said again");
             tokio::select! {

@@ -70,10 +70,7 @@ pub fn forecast(plan: &Plan, stack: &Stack, images: u64) -> Result<Forecast, Lim
 
 /// Units that all the calls of one image take from a limit.
 fn units(spacing: &Spacing<'_>, plan: &Plan) -> u64 {
-    plan.calls()
-        .iter()
-        .map(|models| gcra::cost(spacing.unit, heft(models)))
-        .sum()
+    plan.calls().iter().map(|models| gcra::cost(spacing.unit, heft(models))).sum()
 }
 
 fn heft(models: &[String]) -> u32 {
@@ -120,30 +117,16 @@ mod tests {
     use proptest::prelude::*;
 
     fn limit(name: &str, calls: u32, per_ms: u64, unit: Unit, judge: Judge, burst: u32) -> Limit {
-        Limit {
-            name: name.into(),
-            calls,
-            per_ms,
-            judge,
-            unit,
-            burst,
-            jitter_ms: 0.0,
-        }
+        Limit { name: name.into(), calls, per_ms, judge, unit, burst, jitter_ms: 0.0 }
     }
 
     fn stack(limits: Vec<Limit>) -> Stack {
-        Stack {
-            name: "restb".into(),
-            limits,
-        }
+        Stack { name: "restb".into(), limits }
     }
 
     fn plan(models: usize, per_call: usize) -> Plan {
         let names: Vec<String> = (0..models).map(|i| format!("m{i}")).collect();
-        let tariff = Tariff {
-            per_call: 0.01,
-            per_model: 0.0,
-        };
+        let tariff = Tariff { per_call: 0.01, per_model: 0.0 };
         Plan::new("restb", &names, per_call, tariff).unwrap()
     }
 
@@ -176,22 +159,14 @@ mod tests {
     #[test]
     fn a_call_that_no_limit_would_ever_let_go_is_refused_before_it_is_enqueued() {
         let heavy = limit("rate", 10, 1000, Unit::Model, Judge::Bucket, 2);
-        let message = forecast(&plan(6, 6), &stack(vec![heavy]), 1)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("`rate`") && message.contains("6 models"),
-            "{message}"
-        );
+        let message = forecast(&plan(6, 6), &stack(vec![heavy]), 1).unwrap_err().to_string();
+        assert!(message.contains("`rate`") && message.contains("6 models"), "{message}");
     }
 
     #[test]
     fn nothing_to_do_takes_no_time() {
         let rate = limit("rate", 1, 1000, Unit::Call, Judge::Sliding, 1);
-        assert_eq!(
-            forecast(&plan(1, 1), &stack(vec![rate]), 0).unwrap().seconds,
-            Some(0.0)
-        );
+        assert_eq!(forecast(&plan(1, 1), &stack(vec![rate]), 0).unwrap().seconds, Some(0.0));
     }
 
     /// When the limiter itself, asked at every moment, lets the last call go.

@@ -127,19 +127,14 @@ impl Manifest {
     /// # Errors
     /// [`Broken`] for the first input that does not exist.
     pub fn open(inputs: &[String], reading: Reading) -> Result<Self, Broken> {
-        let waiting: VecDeque<_> = inputs
-            .iter()
-            .map(|text| walk::Input::of(text))
-            .collect::<Result<_, _>>()?;
+        let waiting: VecDeque<_> =
+            inputs.iter().map(|text| walk::Input::of(text)).collect::<Result<_, _>>()?;
         let total = waiting.iter().map(walk::Input::bytes).sum();
         Ok(Self {
             waiting,
             current: None,
             reading: Arc::new(reading),
-            extent: Extent {
-                read: Arc::default(),
-                total,
-            },
+            extent: Extent { read: Arc::default(), total },
         })
     }
 
@@ -189,10 +184,7 @@ fn broken_rows(broken: Broken) -> Rows {
 
 impl Broken {
     fn new(file: impl Into<String>, reason: impl fmt::Display) -> Self {
-        Self {
-            file: file.into(),
-            reason: reason.to_string(),
-        }
+        Self { file: file.into(), reason: reason.to_string() }
     }
 
     fn at(path: &std::path::Path, reason: impl fmt::Display) -> Self {
@@ -209,37 +201,22 @@ struct Wrong {
 
 impl Wrong {
     fn row(reason: impl Into<String>) -> Self {
-        Self {
-            field: None,
-            reason: reason.into(),
-        }
+        Self { field: None, reason: reason.into() }
     }
 
     fn field(field: &str, reason: impl Into<String>) -> Self {
-        Self {
-            field: Some(shown(field.as_bytes())),
-            reason: reason.into(),
-        }
+        Self { field: Some(shown(field.as_bytes())), reason: reason.into() }
     }
 
     fn at(self, place: Place, raw: &[u8]) -> Fault {
-        Fault::Row(BadRow {
-            place,
-            field: self.field,
-            reason: self.reason,
-            raw: shown(raw),
-        })
+        Fault::Row(BadRow { place, field: self.field, reason: self.reason, raw: shown(raw) })
     }
 }
 
 /// The beginning of some bytes as text.
 fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_BYTES)]);
-    if bytes.len() > SHOWN_BYTES {
-        format!("{text}…")
-    } else {
-        text.into_owned()
-    }
+    if bytes.len() > SHOWN_BYTES { format!("{text}…") } else { text.into_owned() }
 }
 
 impl fmt::Display for Place {
@@ -265,9 +242,7 @@ impl Serialize for BadRow {
 
 impl fmt::Debug for Manifest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Manifest")
-            .field("waiting", &self.waiting.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Manifest").field("waiting", &self.waiting.len()).finish_non_exhaustive()
     }
 }
 

@@ -117,12 +117,7 @@ impl Plan {
         metadata: &BTreeMap<String, String>,
     ) -> Result<Vec<Job>, Unreadable> {
         let job = |models: &Vec<String>| {
-            let mut job = Job::new(
-                stamp.batch.clone(),
-                image.clone(),
-                self.provider.clone(),
-                models.clone(),
-            );
+            let mut job = Job::new(stamp.batch.clone(), image.clone(), self.provider.clone(), models.clone());
             job.priority = stamp.priority;
             job.lane = stamp.lane;
             job.metadata = metadata.clone();
@@ -135,11 +130,7 @@ impl Plan {
 
 /// About the bytes that a job's message takes: all that varies, without its escapes.
 pub(crate) fn weight(job: &Job) -> usize {
-    let metadata: usize = job
-        .metadata
-        .iter()
-        .map(|(name, value)| name.len() + value.len() + 6)
-        .sum();
+    let metadata: usize = job.metadata.iter().map(|(name, value)| name.len() + value.len() + 6).sum();
     let models: usize = job.models.iter().map(|model| model.len() + 3).sum();
     300 + job.image.id.len() + source_bytes(job) + job.provider.len() + models + metadata
 }
@@ -182,10 +173,7 @@ mod tests {
     }
 
     fn image(url: String) -> Image {
-        Image {
-            id: "1".into(),
-            source: Source::Url(url),
-        }
+        Image { id: "1".into(), source: Source::Url(url) }
     }
 
     #[test]
@@ -193,18 +181,10 @@ mod tests {
         let plan = Plan::new("restb", &names(3), 2, Tariff::default()).unwrap();
         let metadata = BTreeMap::from([("listing".to_owned(), "7".to_owned())]);
         let stamp = stamp();
-        let jobs = plan
-            .jobs(&stamp, &image("https://e.com/1.jpg".into()), &metadata)
-            .unwrap();
-        assert_eq!(
-            jobs.iter().map(|j| j.models.join("+")).collect::<Vec<_>>(),
-            ["m0+m1", "m2"]
-        );
+        let jobs = plan.jobs(&stamp, &image("https://e.com/1.jpg".into()), &metadata).unwrap();
+        assert_eq!(jobs.iter().map(|j| j.models.join("+")).collect::<Vec<_>>(), ["m0+m1", "m2"]);
         for job in jobs {
-            assert_eq!(
-                (job.priority, job.lane, &job.metadata),
-                (Priority::Bulk, 3, &metadata)
-            );
+            assert_eq!((job.priority, job.lane, &job.metadata), (Priority::Bulk, 3, &metadata));
             let (own, whole) = (job.traceparent.unwrap(), stamp.trace.unwrap());
             assert_eq!(own.trace_id(), whole.trace_id());
             assert_ne!(own, whole);
@@ -215,18 +195,12 @@ mod tests {
     fn no_model_and_a_model_named_twice_are_refused() {
         let twice = ["a".to_owned(), "b".to_owned(), "a".to_owned()];
         assert_eq!(Plan::new("p", &[], 1, Tariff::default()), Err(BadPlan::NoModel));
-        assert_eq!(
-            Plan::new("p", &twice, 1, Tariff::default()),
-            Err(BadPlan::Twice("a".into()))
-        );
+        assert_eq!(Plan::new("p", &twice, 1, Tariff::default()), Err(BadPlan::Twice("a".into())));
     }
 
     #[test]
     fn a_tariff_counts_calls_and_models() {
-        let tariff = Tariff {
-            per_call: 0.5,
-            per_model: 0.25,
-        };
+        let tariff = Tariff { per_call: 0.5, per_model: 0.25 };
         let plan = Plan::new("p", &names(6), 6, tariff).unwrap();
         assert_eq!(plan.cost(10, 60), 20.0);
     }
@@ -242,11 +216,7 @@ mod tests {
         assert!(matches!(jobs(MAX_JOB_BYTES - 300), Err(Unreadable::Oversize(_))));
         assert!(
             matches!(
-                plan.jobs(
-                    &stamp(),
-                    &image("\u{1}".repeat(MAX_JOB_BYTES / 4)),
-                    &BTreeMap::new()
-                ),
+                plan.jobs(&stamp(), &image("\u{1}".repeat(MAX_JOB_BYTES / 4)), &BTreeMap::new()),
                 Err(Unreadable::Oversize(_))
             ),
             "escapes count"

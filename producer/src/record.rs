@@ -122,9 +122,7 @@ impl Record {
         let pragmas =
             "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;
                        PRAGMA journal_size_limit = 4194304;";
-        let prepared = db
-            .busy_timeout(Duration::from_millis(200))
-            .and_then(|()| db.execute_batch(pragmas));
+        let prepared = db.busy_timeout(Duration::from_millis(200)).and_then(|()| db.execute_batch(pragmas));
         prepared.map_err(|error| explain(path, error))?;
         Self::begin(db, path, identity)
     }
@@ -146,8 +144,7 @@ impl Record {
 
     fn begin(db: Connection, path: &Path, identity: &Identity) -> Result<Self, RecordError> {
         let explain = |error| explain(path, error);
-        db.pragma_update(None, "cache_size", -i64::from(CACHE_KIB))
-            .map_err(explain)?;
+        db.pragma_update(None, "cache_size", -i64::from(CACHE_KIB)).map_err(explain)?;
         foreign(&db, path)?;
         db.execute_batch(SCHEMA).map_err(explain)?;
         let number = |key: &str| number(&db, key).map_err(explain);
@@ -223,18 +220,13 @@ impl Record {
     /// # Errors
     /// See [`RecordError`].
     pub fn confirm(&mut self, ids: &[Id], results: u64) -> Result<Totals, RecordError> {
-        let more = Totals {
-            jobs: ids.len() as u64,
-            results,
-        };
+        let more = Totals { jobs: ids.len() as u64, results };
         self.append(ids, more)?;
         Ok(self.totals)
     }
 
     fn look_up(&mut self, ids: &[Id]) -> rusqlite::Result<Vec<Claim>> {
-        let mut query = self
-            .db
-            .prepare_cached("SELECT run FROM confirmed WHERE id = ?1")?;
+        let mut query = self.db.prepare_cached("SELECT run FROM confirmed WHERE id = ?1")?;
         let mut claims = Vec::with_capacity(ids.len());
         for id in ids {
             let claim = if self.recent.contains(id) {
@@ -242,10 +234,7 @@ impl Record {
             } else if !self.filter.may_contain(*id) {
                 Claim::Fresh
             } else {
-                match query
-                    .query_row([id.to_bytes()], |row| row.get::<_, i64>(0))
-                    .optional()?
-                {
+                match query.query_row([id.to_bytes()], |row| row.get::<_, i64>(0)).optional()? {
                     Some(run) if run == self.run => Claim::Duplicate,
                     Some(_) => Claim::Already,
                     None => Claim::Fresh,
@@ -261,10 +250,8 @@ impl Record {
 
     /// Appends to `tail` and counts, in one transaction.
     fn append(&mut self, ids: &[Id], more: Totals) -> Result<(), RecordError> {
-        let totals = Totals {
-            jobs: self.totals.jobs + more.jobs,
-            results: self.totals.results + more.results,
-        };
+        let totals =
+            Totals { jobs: self.totals.jobs + more.jobs, results: self.totals.results + more.results };
         append(&mut self.db, ids, self.run, totals).map_err(|error| explain(&self.path, error))?;
         self.totals = totals;
         self.in_tail += ids.len();
@@ -356,20 +343,11 @@ fn foreign(db: &Connection, path: &Path) -> Result<(), RecordError> {
             |row| Ok((row.get(0)?, row.get(1)?)),
         )
         .map_err(|error| explain(path, error))?;
-    if tables == ours {
-        Ok(())
-    } else {
-        Err(RecordError::NotARecord(path.display().to_string()))
-    }
+    if tables == ours { Ok(()) } else { Err(RecordError::NotARecord(path.display().to_string())) }
 }
 
 fn number(db: &Connection, key: &str) -> rusqlite::Result<Option<i64>> {
-    db.query_row(
-        "SELECT CAST(value AS INTEGER) FROM meta WHERE key = ?1",
-        [key],
-        |row| row.get(0),
-    )
-    .optional()
+    db.query_row("SELECT CAST(value AS INTEGER) FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()
 }
 
 fn set(db: &Connection, key: &str, value: i64) -> rusqlite::Result<()> {
@@ -389,10 +367,7 @@ fn explain(path: &Path, error: rusqlite::Error) -> RecordError {
 }
 
 fn broken(path: &Path, cause: impl std::fmt::Display) -> RecordError {
-    RecordError::Broken {
-        path: path.display().to_string(),
-        cause: cause.to_string(),
-    }
+    RecordError::Broken { path: path.display().to_string(), cause: cause.to_string() }
 }
 
 #[cfg(test)]

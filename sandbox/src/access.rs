@@ -61,10 +61,7 @@ pub enum Outcome {
 
 impl Outcome {
     pub(crate) fn counts(self) -> Counts {
-        let mut counts = Counts {
-            calls: 1,
-            ..Counts::default()
-        };
+        let mut counts = Counts { calls: 1, ..Counts::default() };
         match self {
             Self::Accepted => (counts.accepted, counts.charged) = (1, 1),
             Self::Throttled => (counts.refused, counts.throttled) = (1, 1),
@@ -95,21 +92,11 @@ pub(crate) struct Log {
 impl Log {
     /// Opens the file, if one is named, and starts its writer; the handle ends when the last `Log` and place are gone.
     pub(crate) fn start(file: Option<&Path>, tail: usize) -> io::Result<(Self, JoinHandle<io::Result<()>>)> {
-        let file = file
-            .map(|path| OpenOptions::new().create(true).append(true).open(path))
-            .transpose()?;
+        let file = file.map(|path| OpenOptions::new().create(true).append(true).open(path)).transpose()?;
         let (entries, inbox) = mpsc::channel(PLACES);
-        let writer = Writer {
-            file: file.map(BufWriter::new),
-            newest: VecDeque::new(),
-            tail,
-            failed: None,
-        };
+        let writer = Writer { file: file.map(BufWriter::new), newest: VecDeque::new(), tail, failed: None };
         // Files are written by a thread that may block: no call ever waits for the disk.
-        Ok((
-            Self { entries },
-            tokio::task::spawn_blocking(move || writer.run(inbox)),
-        ))
+        Ok((Self { entries }, tokio::task::spawn_blocking(move || writer.run(inbox))))
     }
 
     /// Books a place; waits while too many calls are under way. `None` when the writer is gone.

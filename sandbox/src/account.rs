@@ -60,15 +60,8 @@ impl Accounts {
         }
         drop(known);
         let mut known = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
-        let name: Arc<str> = if known.len() < MOST_KEYS {
-            fingerprint.into()
-        } else {
-            OTHERS.into()
-        };
-        known
-            .entry(name.clone())
-            .or_insert_with(|| Arc::new(Account::new(name, self.judging)))
-            .clone()
+        let name: Arc<str> = if known.len() < MOST_KEYS { fingerprint.into() } else { OTHERS.into() };
+        known.entry(name.clone()).or_insert_with(|| Arc::new(Account::new(name, self.judging))).clone()
     }
 
     /// Numbers the accepted calls from 0; a call's fate follows from its number.
@@ -97,10 +90,7 @@ impl Accounts {
     ///
     /// A call that is under way ends on its old account and is in no bill any more.
     pub(crate) fn reset(&self) {
-        self.by_key
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.by_key.write().unwrap_or_else(PoisonError::into_inner).clear();
         for counter in [&self.accepted, &self.connections, &self.images_served] {
             counter.store(0, Relaxed);
         }
@@ -113,10 +103,7 @@ impl Accounts {
 
 impl Account {
     fn new(fingerprint: Arc<str>, judging: Judging) -> Self {
-        Self {
-            fingerprint,
-            inner: Mutex::new((Judge::new(judging), KeyBill::default())),
-        }
+        Self { fingerprint, inner: Mutex::new((Judge::new(judging), KeyBill::default())) }
     }
 
     /// Judges a call that arrives now; the moment, in Unix microseconds, is the one that the judge saw.
@@ -155,11 +142,7 @@ fn add_to(bill: &mut KeyBill, model: &str, counts: Counts) {
     if let Some(row) = bill.models.get_mut(model) {
         return row.add(counts);
     }
-    let name = if bill.models.len() < MOST_MODELS {
-        model
-    } else {
-        OTHERS
-    };
+    let name = if bill.models.len() < MOST_MODELS { model } else { OTHERS };
     bill.models.entry(name.to_owned()).or_default().add(counts);
 }
 
@@ -181,18 +164,10 @@ mod tests {
 
     #[test]
     fn keys_are_judged_apart() {
-        let judging = Judging {
-            rule: Rule::Sliding,
-            limit: 1,
-            window_ms: 60_000,
-            count_refused: false,
-        };
+        let judging = Judging { rule: Rule::Sliding, limit: 1, window_ms: 60_000, count_refused: false };
         let accounts = Accounts::new(judging, Cost::PerCall);
         assert_eq!(accounts.of(Some("a")).arrive(1).1, Verdict::Accepted);
-        assert!(matches!(
-            accounts.of(Some("a")).arrive(1).1,
-            Verdict::Refused { .. }
-        ));
+        assert!(matches!(accounts.of(Some("a")).arrive(1).1, Verdict::Refused { .. }));
         assert_eq!(accounts.of(Some("b")).arrive(1).1, Verdict::Accepted);
         accounts.reset();
         assert_eq!(accounts.of(Some("a")).arrive(1).1, Verdict::Accepted);
@@ -203,29 +178,19 @@ mod tests {
         let accounts = Accounts::new(Judging::default(), Cost::PerCall);
         for key in 0..MOST_KEYS + 50 {
             let models = [format!("model-{key}")];
-            accounts
-                .of(Some(&key.to_string()))
-                .settle(&models, Outcome::Accepted, Cost::PerCall);
-            accounts
-                .of(None)
-                .settle(&models, Outcome::Rejected, Cost::PerCall);
+            accounts.of(Some(&key.to_string())).settle(&models, Outcome::Accepted, Cost::PerCall);
+            accounts.of(None).settle(&models, Outcome::Rejected, Cost::PerCall);
         }
         let bill = accounts.bill();
         assert!(bill.keys.len() <= MOST_KEYS + 1, "{} keys", bill.keys.len());
         assert!(bill.keys.values().all(|key| key.models.len() <= MOST_MODELS + 1));
-        assert_eq!(
-            bill.total.calls,
-            2 * (MOST_KEYS as u64 + 50),
-            "nobody is forgotten"
-        );
+        assert_eq!(bill.total.calls, 2 * (MOST_KEYS as u64 + 50), "nobody is forgotten");
     }
 
     #[test]
     fn the_bill_never_shows_a_key() {
         let accounts = Accounts::new(Judging::default(), Cost::PerCall);
-        accounts
-            .of(Some("s3cret"))
-            .settle(&[], Outcome::Accepted, Cost::PerCall);
+        accounts.of(Some("s3cret")).settle(&[], Outcome::Accepted, Cost::PerCall);
         assert!(!format!("{:?}", accounts.bill()).contains("s3cret"));
     }
 }

@@ -30,14 +30,7 @@ const ROOMS: [&str; 12] = [
     "office",
     "pool",
 ];
-const STYLES: [&str; 6] = [
-    "ranch",
-    "colonial",
-    "modern",
-    "victorian",
-    "craftsman",
-    "mediterranean",
-];
+const STYLES: [&str; 6] = ["ranch", "colonial", "modern", "victorian", "craftsman", "mediterranean"];
 const FEATURES: [&str; 10] = [
     "hardwood_floor",
     "fireplace",
@@ -52,14 +45,7 @@ const FEATURES: [&str; 10] = [
 ];
 const LOGOS: [&str; 3] = ["logo", "watermark", "phone_number"];
 const COMPLIANCE: [&str; 5] = ["people", "text", "license_plate", "screenshot", "collage"];
-const APPLIANCES: [&str; 6] = [
-    "oven",
-    "dishwasher",
-    "refrigerator",
-    "microwave",
-    "range_hood",
-    "washer",
-];
+const APPLIANCES: [&str; 6] = ["oven", "dishwasher", "refrigerator", "microwave", "range_hood", "washer"];
 
 /// The produce that the Tiliter contract recognises: its id (the international PLU code) and its name.
 pub const PRODUCTS: [(&str, &str); 12] = [
@@ -127,9 +113,7 @@ pub fn labels_for(image: &str, model: &str) -> Vec<String> {
     let digest = digest(image, model);
     let start = pick(digest, words.len());
     let count = 1 + pick(digest >> 16, 3);
-    (0..count.min(words.len()))
-        .map(|i| words[(start + i) % words.len()].to_owned())
-        .collect()
+    (0..count.min(words.len())).map(|i| words[(start + i) % words.len()].to_owned()).collect()
 }
 
 fn words_of(model: &str) -> Option<&'static [&'static str]> {
@@ -141,10 +125,7 @@ fn words_of(model: &str) -> Option<&'static [&'static str]> {
         ("re_compliance", &COMPLIANCE),
         ("re_appliances", &APPLIANCES),
     ];
-    table
-        .iter()
-        .find(|(prefix, _)| model.starts_with(prefix))
-        .map(|(_, words)| *words)
+    table.iter().find(|(prefix, _)| model.starts_with(prefix)).map(|(_, words)| *words)
 }
 
 fn pick(digest: u64, len: usize) -> usize {
@@ -169,10 +150,7 @@ mod tests {
     fn the_same_image_and_model_always_get_the_same_answer() {
         // Written down: a change here breaks what others have recorded.
         let image = "https://images.example/1.jpg";
-        assert_eq!(
-            label_for(image, "re_roomtype_global_v2"),
-            label_for(image, "re_roomtype_global_v2")
-        );
+        assert_eq!(label_for(image, "re_roomtype_global_v2"), label_for(image, "re_roomtype_global_v2"));
         assert_eq!(label_for(image, "anything"), "label-6c785875");
     }
 
@@ -188,10 +166,7 @@ mod tests {
         for i in 0..500 {
             let grade = score_for(&i.to_string(), "re_condition_r1r6_global");
             assert!((1.1..=5.9).contains(&grade) && grade.fract() != 0.0, "{grade}");
-            assert_eq!(
-                label_for(&i.to_string(), "re_condition_r1r6_global"),
-                grade.to_string()
-            );
+            assert_eq!(label_for(&i.to_string(), "re_condition_r1r6_global"), grade.to_string());
         }
     }
 

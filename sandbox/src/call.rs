@@ -97,15 +97,7 @@ impl<'a> Call<'a> {
             outcome: Outcome::Rejected,
         };
         let started = Instant::now();
-        Self {
-            shared,
-            started,
-            account: None,
-            in_flight: false,
-            retry_at_us: 0,
-            line,
-            place: Some(place),
-        }
+        Self { shared, started, account: None, in_flight: false, retry_at_us: 0, line, place: Some(place) }
     }
 
     /// Looks at the key, then asks the judge; a bad key never reaches the judge.
@@ -133,11 +125,7 @@ impl<'a> Call<'a> {
 
     fn refuse(mut self, contract: Contract, refusal: &Refusal) -> Reply {
         let throttled = *refusal == Refusal::Throttled;
-        self.line.outcome = if throttled {
-            Outcome::Throttled
-        } else {
-            Outcome::Rejected
-        };
+        self.line.outcome = if throttled { Outcome::Throttled } else { Outcome::Rejected };
         let mark = u128::from(self.line.at_us) << 64 | u128::from(self.line.connection);
         let (status, body) = contract.refuse(refusal, &self.shared.settings, mark);
         let mut reply = reply::json(status, &body);
@@ -193,10 +181,7 @@ impl<'a> Call<'a> {
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        let account = self
-            .account
-            .take()
-            .unwrap_or_else(|| self.shared.accounts.of(None));
+        let account = self.account.take().unwrap_or_else(|| self.shared.accounts.of(None));
         if self.in_flight {
             account.finish();
         }

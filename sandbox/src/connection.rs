@@ -93,10 +93,9 @@ async fn route(shared: &Arc<Shared>, connection: u64, request: Request<Incoming>
         Some(contract) if contract.allows(request.method()) => {
             call::serve(shared, connection, contract, request).await
         }
-        Some(_) => Ok(not(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "this method is not served here; see docs/sandbox.md",
-        )),
+        Some(_) => {
+            Ok(not(StatusCode::METHOD_NOT_ALLOWED, "this method is not served here; see docs/sandbox.md"))
+        }
         None => Ok(free_of_charge(shared, &request).await),
     }
 }
@@ -115,17 +114,11 @@ async fn free_of_charge(shared: &Arc<Shared>, request: &Request<Incoming>) -> Re
             reply::json(StatusCode::OK, &json!({ "status": "reset" }))
         }
         (&Method::GET, "/products" | "/v1/15/products") => {
-            let key = request
-                .headers()
-                .get("tiliter-api-key")
-                .and_then(|key| key.to_str().ok());
+            let key = request.headers().get("tiliter-api-key").and_then(|key| key.to_str().ok());
             if shared.lets_in(key.unwrap_or_default()) {
                 return reply::json(StatusCode::OK, &contract::products());
             }
-            reply::json(
-                StatusCode::UNAUTHORIZED,
-                &json!({ "detail": "Invalid or missing API key" }),
-            )
+            reply::json(StatusCode::UNAUTHORIZED, &json!({ "detail": "Invalid or missing API key" }))
         }
         (&Method::GET, picture) if picture.starts_with("/sandbox/images/") => {
             let file = picture.trim_start_matches("/sandbox/images/").to_owned();
@@ -146,10 +139,7 @@ async fn image(shared: &Shared, file: String, query: String) -> Reply {
             shared.accounts.images_served.fetch_add(1, Relaxed);
             reply::bytes(StatusCode::OK, media, bytes.into())
         }
-        _ => not(
-            StatusCode::NOT_FOUND,
-            "pictures are named <anything>.jpg or <anything>.png",
-        ),
+        _ => not(StatusCode::NOT_FOUND, "pictures are named <anything>.jpg or <anything>.png"),
     }
 }
 

@@ -160,9 +160,7 @@ impl Contract {
 fn bearer(head: &Parts) -> Option<String> {
     let value = head.headers.get(AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
-    scheme
-        .eq_ignore_ascii_case("bearer")
-        .then(|| token.trim().to_owned())
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
 }
 
 /// The JSON object of a body.

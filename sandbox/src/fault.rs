@@ -76,11 +76,7 @@ pub(crate) fn fate(settings: &Settings, number: u64) -> Fate {
         Latency::Constant { ms } => Duration::from_millis(ms),
         Latency::Lognormal { mean_ms, sigma } => lognormal(&mut rng, mean_ms, sigma),
     };
-    Fate {
-        latency,
-        fault,
-        mark: rng.random(),
-    }
+    Fate { latency, fault, mark: rng.random() }
 }
 
 fn lognormal(rng: &mut Xoshiro256PlusPlus, mean_ms: f64, sigma: f64) -> Duration {
@@ -101,12 +97,7 @@ mod tests {
     fn a_seed_gives_the_same_faults_again_and_another_seed_others() {
         let faults = |seed| {
             let settings = Settings {
-                faults: Faults {
-                    cut: 0.3,
-                    drop: 0.3,
-                    seed,
-                    ..Faults::default()
-                },
+                faults: Faults { cut: 0.3, drop: 0.3, seed, ..Faults::default() },
                 ..Settings::default()
             };
             (0..200).map(|n| fate(&settings, n).fault).collect::<Vec<_>>()
@@ -126,10 +117,7 @@ mod tests {
             huge: 0.1,
             ..Faults::default()
         };
-        let settings = Settings {
-            faults,
-            ..Settings::default()
-        };
+        let settings = Settings { faults, ..Settings::default() };
         let drawn: Vec<_> = (0..20_000).map(|n| fate(&settings, n).fault).collect();
         for (fault, odds) in settings.faults.odds() {
             let share = drawn.iter().filter(|&&f| f == Some(fault)).count() as f64 / 20_000.0;
@@ -139,16 +127,9 @@ mod tests {
 
     #[test]
     fn the_lognormal_latency_has_the_mean_that_was_ordered() {
-        let settings = Settings {
-            latency: Latency::Lognormal {
-                mean_ms: 50.0,
-                sigma: 0.5,
-            },
-            ..Settings::default()
-        };
-        let total: f64 = (0..20_000)
-            .map(|n| fate(&settings, n).latency.as_secs_f64())
-            .sum();
+        let settings =
+            Settings { latency: Latency::Lognormal { mean_ms: 50.0, sigma: 0.5 }, ..Settings::default() };
+        let total: f64 = (0..20_000).map(|n| fate(&settings, n).latency.as_secs_f64()).sum();
         let mean_ms = total / 20.0;
         assert!((48.0..52.0).contains(&mean_ms), "{mean_ms}");
     }

@@ -15,9 +15,7 @@ pub(crate) fn picture(file: &str, query: &str) -> Option<(&'static str, Vec<u8>)
     let (name, kind) = file.rsplit_once('.')?;
     let side = |wanted: &str, usual: u32| {
         let told = url::form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == wanted);
-        told.and_then(|(_, value)| value.parse().ok())
-            .unwrap_or(usual)
-            .clamp(1, LONGEST_SIDE)
+        told.and_then(|(_, value)| value.parse().ok()).unwrap_or(usual).clamp(1, LONGEST_SIDE)
     };
     let (width, height) = (side("width", 320), side("height", 240));
     let mut bytes = Vec::new();
@@ -29,9 +27,7 @@ pub(crate) fn picture(file: &str, query: &str) -> Option<(&'static str, Vec<u8>)
             Some(("image/jpeg", bytes))
         }
         "png" => {
-            draw(name, width, height)
-                .write_with_encoder(PngEncoder::new(&mut bytes))
-                .ok()?;
+            draw(name, width, height).write_with_encoder(PngEncoder::new(&mut bytes)).ok()?;
             Some(("image/png", bytes))
         }
         _ => None,

@@ -54,9 +54,7 @@ pub(crate) fn by_base64(text: &str, alphabet: Alphabet) -> Result<String, Refusa
         })
     })?;
     if ::image::guess_format(&bytes).is_err() {
-        return Err(Refusal::InvalidImage(
-            "the upload is not an image of a known format".into(),
-        ));
+        return Err(Refusal::InvalidImage("the upload is not an image of a known format".into()));
     }
     Ok(hex(&Sha256::digest(&bytes)))
 }
@@ -67,19 +65,15 @@ pub(crate) fn by_url_or_data(url: &str) -> Result<String, Refusal> {
         None => by_url(url),
         Some(data) => match data.split_once(";base64,") {
             Some((kind, text)) if kind.starts_with("image/") => by_base64(text, Alphabet::Standard),
-            _ => Err(Refusal::InvalidImage(
-                "a data URL must be data:image/...;base64,...".into(),
-            )),
+            _ => Err(Refusal::InvalidImage("a data URL must be data:image/...;base64,...".into())),
         },
     }
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }

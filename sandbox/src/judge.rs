@@ -51,21 +51,14 @@ impl Judge {
         let state = match judging.rule {
             Rule::None => State::Free,
             Rule::Fixed => State::Fixed { window: 0, count: 0 },
-            Rule::Sliding => State::Sliding {
-                passed: VecDeque::new(),
-            },
-            Rule::Bucket { burst } => State::Bucket {
-                level: i128::from(burst) * i128::from(judging.window_ms * 1_000),
-                at_us: 0,
-            },
+            Rule::Sliding => State::Sliding { passed: VecDeque::new() },
+            Rule::Bucket { burst } => {
+                State::Bucket { level: i128::from(burst) * i128::from(judging.window_ms * 1_000), at_us: 0 }
+            }
             Rule::Leaky { .. } => State::Leaky { seen: None },
             Rule::Concurrent => State::Concurrent { in_flight: 0 },
         };
-        Self {
-            judging,
-            now_us: 0,
-            state,
-        }
+        Self { judging, now_us: 0, state }
     }
 
     /// Judges one call that arrives at `now_us` (microseconds since any fixed moment) and counts for `cost`.
@@ -114,9 +107,7 @@ fn fixed(index: &mut u64, count: &mut u64, now: u64, cost: u64, limit: u64, wind
         (*index, *count) = (now / window, 0);
     }
     if *count + cost > limit {
-        return Verdict::Refused {
-            retry_at_us: (*index + 1) * window,
-        };
+        return Verdict::Refused { retry_at_us: (*index + 1) * window };
     }
     *count += cost;
     Verdict::Accepted
@@ -148,9 +139,7 @@ fn sliding(
     }
     let must_leave = usize::try_from(passed.len() as u64 + cost - limit).unwrap_or(usize::MAX);
     let last_to_leave = passed.get(must_leave - 1).copied().unwrap_or(now);
-    Verdict::Refused {
-        retry_at_us: last_to_leave + window,
-    }
+    Verdict::Refused { retry_at_us: last_to_leave + window }
 }
 
 /// Levels are tokens times the window, so that refilling is exact in integers.
@@ -173,19 +162,14 @@ fn bucket(
         *level = (*level - price).max(-full);
     }
     let wait = (price - *level).div_euclid(i128::from(limit)) + 1;
-    Verdict::Refused {
-        retry_at_us: now.saturating_add(u64::try_from(wait).unwrap_or(u64::MAX)),
-    }
+    Verdict::Refused { retry_at_us: now.saturating_add(u64::try_from(wait).unwrap_or(u64::MAX)) }
 }
 
 /// `ngx_http_limit_req_lookup` of nginx 1.22: whole milliseconds, no credit, and a refusal leaves no trace.
 fn leaky(seen: &mut Option<Drip>, now: u64, cost: u64, rate: u64, burst: u32) -> Verdict {
     let now_ms = now / 1_000;
     let price = i64::try_from(cost * 1_000).unwrap_or(i64::MAX / 4);
-    let (rate, allowed) = (
-        i64::try_from(rate.max(1)).unwrap_or(i64::MAX / 4),
-        i64::from(burst) * 1_000,
-    );
+    let (rate, allowed) = (i64::try_from(rate.max(1)).unwrap_or(i64::MAX / 4), i64::from(burst) * 1_000);
     let excess = match *seen {
         None => price - 1_000,
         Some(drip) => {
@@ -195,23 +179,16 @@ fn leaky(seen: &mut Option<Drip>, now: u64, cost: u64, rate: u64, burst: u32) ->
     };
     if excess > allowed {
         let wait_ms = u64::try_from((excess - allowed) * 1_000 / rate + 1).unwrap_or(0);
-        return Verdict::Refused {
-            retry_at_us: (now_ms + wait_ms) * 1_000,
-        };
+        return Verdict::Refused { retry_at_us: (now_ms + wait_ms) * 1_000 };
     }
-    *seen = Some(Drip {
-        excess,
-        last_ms: now_ms,
-    });
+    *seen = Some(Drip { excess, last_ms: now_ms });
     Verdict::Accepted
 }
 
 fn concurrent(in_flight: &mut u64, now: u64, limit: u64) -> Verdict {
     if *in_flight >= limit {
         // Nobody knows when a call in flight ends; a second is what gateways say.
-        return Verdict::Refused {
-            retry_at_us: now + 1_000_000,
-        };
+        return Verdict::Refused { retry_at_us: now + 1_000_000 };
     }
     *in_flight += 1;
     Verdict::Accepted

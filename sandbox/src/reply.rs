@@ -26,15 +26,10 @@ pub(crate) fn json(status: StatusCode, value: &Value) -> Reply {
 }
 
 pub(crate) fn bytes(status: StatusCode, media: &'static str, bytes: Bytes) -> Reply {
-    let mut reply = Response::new(
-        Full::new(bytes)
-            .map_err(|never: Infallible| match never {})
-            .boxed_unsync(),
-    );
+    let mut reply =
+        Response::new(Full::new(bytes).map_err(|never: Infallible| match never {}).boxed_unsync());
     *reply.status_mut() = status;
-    reply
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
     reply
 }
 
@@ -77,8 +72,6 @@ pub(crate) fn huge(size: u64) -> Reply {
 
 fn streamed(body: Body) -> Reply {
     let mut reply = Response::new(body);
-    reply
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     reply
 }

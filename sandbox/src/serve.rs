@@ -93,21 +93,8 @@ impl Sandbox {
         });
         let (kill, tasks) = (CancellationToken::new(), TaskTracker::new());
         let stop = kill.child_token();
-        tasks.spawn(accept(
-            listener,
-            shared.clone(),
-            tasks.clone(),
-            stop.clone(),
-            kill.clone(),
-        ));
-        Ok(Running {
-            addr,
-            shared,
-            tasks,
-            stop,
-            kill: kill.drop_guard(),
-            writer,
-        })
+        tasks.spawn(accept(listener, shared.clone(), tasks.clone(), stop.clone(), kill.clone()));
+        Ok(Running { addr, shared, tasks, stop, kill: kill.drop_guard(), writer })
     }
 }
 
@@ -156,11 +143,7 @@ impl Running {
         self.tasks.wait().await;
         let (bill, settings) = (self.shared.accounts.bill(), self.shared.settings.clone());
         drop(self.shared); // The last sender: the writer ends when it has written what there is.
-        match self
-            .writer
-            .await
-            .unwrap_or_else(|panic| Err(io::Error::other(panic)))
-        {
+        match self.writer.await.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
             Ok(()) => Ok(bill),
             Err(source) => Err(access_log_error(&settings, source)),
         }
@@ -168,8 +151,5 @@ impl Running {
 }
 
 fn access_log_error(settings: &Settings, source: io::Error) -> Error {
-    Error::AccessLog {
-        path: settings.access_log.clone().unwrap_or_default(),
-        source,
-    }
+    Error::AccessLog { path: settings.access_log.clone().unwrap_or_default(), source }
 }

@@ -104,12 +104,7 @@ pub struct Judging {
 
 impl Default for Judging {
     fn default() -> Self {
-        Self {
-            rule: Rule::None,
-            limit: 1,
-            window_ms: 1_000,
-            count_refused: false,
-        }
+        Self { rule: Rule::None, limit: 1, window_ms: 1_000, count_refused: false }
     }
 }
 
@@ -195,17 +190,7 @@ pub struct Faults {
 impl Default for Faults {
     fn default() -> Self {
         let (error_500, hang, cut, drop, malformed, huge) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
-        Self {
-            error_500,
-            hang,
-            cut,
-            drop,
-            malformed,
-            huge,
-            seed: 0,
-            hang_ms: 600_000,
-            huge_bytes: 64 << 20,
-        }
+        Self { error_500, hang, cut, drop, malformed, huge, seed: 0, hang_ms: 600_000, huge_bytes: 64 << 20 }
     }
 }
 
@@ -231,16 +216,8 @@ impl Settings {
                 found.push(problem);
             }
         };
-        let Judging {
-            rule,
-            limit,
-            window_ms,
-            ..
-        } = self.judging;
-        demand(
-            (1..=1_000_000).contains(&limit),
-            format!("judging.limit is {limit}; give 1 to 1000000"),
-        );
+        let Judging { rule, limit, window_ms, .. } = self.judging;
+        demand((1..=1_000_000).contains(&limit), format!("judging.limit is {limit}; give 1 to 1000000"));
         demand(
             (1..=86_400_000).contains(&window_ms),
             format!("judging.window_ms is {window_ms}; give 1 to 86400000"),
@@ -250,35 +227,20 @@ impl Settings {
             "judging.rule.burst is 0; a bucket needs at least 1".into(),
         );
         let status = self.throttle_status;
-        demand(
-            (200..=599).contains(&status),
-            format!("throttle_status is {status}; give 200 to 599"),
-        );
+        demand((200..=599).contains(&status), format!("throttle_status is {status}; give 200 to 599"));
         for (fault, odds) in self.faults.odds() {
-            demand(
-                (0.0..=1.0).contains(&odds),
-                format!("the odds of fault {fault} are {odds}; give 0 to 1"),
-            );
+            demand((0.0..=1.0).contains(&odds), format!("the odds of fault {fault} are {odds}; give 0 to 1"));
         }
         let sum: f64 = self.faults.odds().iter().map(|(_, odds)| odds).sum();
-        demand(
-            sum <= 1.0 + 1e-9,
-            format!("the odds of all faults add up to {sum}; they may reach 1"),
-        );
+        demand(sum <= 1.0 + 1e-9, format!("the odds of all faults add up to {sum}; they may reach 1"));
         if let Latency::Lognormal { mean_ms, sigma } = self.latency {
             demand(
                 mean_ms.is_finite() && mean_ms > 0.0,
                 format!("latency.mean_ms is {mean_ms}; give more than 0"),
             );
-            demand(
-                (0.0..=5.0).contains(&sigma),
-                format!("latency.sigma is {sigma}; give 0 to 5"),
-            );
+            demand((0.0..=5.0).contains(&sigma), format!("latency.sigma is {sigma}; give 0 to 5"));
         }
-        demand(
-            !self.keys.iter().any(String::is_empty),
-            "keys holds an empty key; remove it".into(),
-        );
+        demand(!self.keys.iter().any(String::is_empty), "keys holds an empty key; remove it".into());
         demand(
             !self.restb_models.is_empty(),
             "restb_models is empty; name models, or [\"*\"] for all".into(),
@@ -300,26 +262,12 @@ mod tests {
     fn all_problems_are_reported_at_once() {
         let settings = Settings {
             throttle_status: 42,
-            judging: Judging {
-                rule: Rule::Bucket { burst: 0 },
-                limit: 0,
-                ..Judging::default()
-            },
-            faults: Faults {
-                cut: 0.7,
-                drop: 0.7,
-                hang: f64::NAN,
-                ..Faults::default()
-            },
+            judging: Judging { rule: Rule::Bucket { burst: 0 }, limit: 0, ..Judging::default() },
+            faults: Faults { cut: 0.7, drop: 0.7, hang: f64::NAN, ..Faults::default() },
             ..Settings::default()
         };
         let problems = settings.problems().join("\n");
-        for word in [
-            "limit is 0",
-            "burst is 0",
-            "throttle_status is 42",
-            "fault_hang are NaN",
-        ] {
+        for word in ["limit is 0", "burst is 0", "throttle_status is 42", "fault_hang are NaN"] {
             assert!(problems.contains(word), "{word} is missing in:\n{problems}");
         }
     }
@@ -327,22 +275,13 @@ mod tests {
     #[test]
     fn settings_survive_json_and_an_unknown_field_is_refused() {
         let settings = Settings {
-            judging: Judging {
-                rule: Rule::Bucket { burst: 20 },
-                limit: 200,
-                ..Judging::default()
-            },
-            latency: Latency::Lognormal {
-                mean_ms: 50.0,
-                sigma: 0.3,
-            },
+            judging: Judging { rule: Rule::Bucket { burst: 20 }, limit: 200, ..Judging::default() },
+            latency: Latency::Lognormal { mean_ms: 50.0, sigma: 0.3 },
             ..Settings::default()
         };
         let text = serde_json::to_string(&settings).unwrap();
         assert_eq!(serde_json::from_str::<Settings>(&text).unwrap(), settings);
-        let error = serde_json::from_str::<Settings>(r#"{"latncy": {}}"#)
-            .unwrap_err()
-            .to_string();
+        let error = serde_json::from_str::<Settings>(r#"{"latncy": {}}"#).unwrap_err().to_string();
         assert!(error.contains("latncy"), "{error}");
     }
 }

@@ -13,24 +13,13 @@ use sha2::{Digest, Sha256};
 const SIX: &str = "re_roomtype_global_v2,re_exterior_styles,re_features_v4,re_logo,re_compliance_v2,re_condition_r1r6_global";
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Lets nothing pass a second time.
 fn once() -> Settings {
-    let judging = Judging {
-        rule: Rule::Sliding,
-        limit: 1,
-        window_ms: 86_400_000,
-        count_refused: false,
-    };
-    Settings {
-        judging,
-        ..Settings::default()
-    }
+    let judging = Judging { rule: Rule::Sliding, limit: 1, window_ms: 86_400_000, count_refused: false };
+    Settings { judging, ..Settings::default() }
 }
 
 #[tokio::test]
@@ -52,12 +41,8 @@ async fn restb_predict_answers_where_its_clients_read() {
 async fn restb_multipredict_answers_each_model_in_its_own_shape() {
     let sandbox = sandbox(Settings::default()).await;
     let query = [("client_key", "k"), ("model_id", SIX), ("image_url", IMAGE)];
-    let (status, body) = json(
-        client()
-            .get(format!("{}/vision/v2/multipredict", sandbox.url()))
-            .query(&query),
-    )
-    .await;
+    let (status, body) =
+        json(client().get(format!("{}/vision/v2/multipredict", sandbox.url())).query(&query)).await;
     assert_eq!(status, 200);
     let solutions = &body["response"]["solutions"];
     assert_eq!(solutions.as_object().unwrap().len(), 6);
@@ -65,16 +50,10 @@ async fn restb_multipredict_answers_each_model_in_its_own_shape() {
         solutions["re_exterior_styles"]["top_prediction"]["label"],
         label_for(IMAGE, "re_exterior_styles")
     );
-    assert_eq!(
-        solutions["re_condition_r1r6_global"]["score"],
-        score_for(IMAGE, "re_condition_r1r6_global")
-    );
+    assert_eq!(solutions["re_condition_r1r6_global"]["score"], score_for(IMAGE, "re_condition_r1r6_global"));
     for model in ["re_features_v4", "re_logo", "re_compliance_v2"] {
         let detections = solutions[model]["detections"].as_array().unwrap();
-        let seen: Vec<_> = detections
-            .iter()
-            .map(|seen| seen["label"].as_str().unwrap())
-            .collect();
+        let seen: Vec<_> = detections.iter().map(|seen| seen["label"].as_str().unwrap()).collect();
         assert_eq!(seen, labels_for(IMAGE, model), "{model}");
     }
     assert!(solutions["re_logo"]["detections"][0]["bounding_box"]["top_left_x"].is_number());
@@ -85,13 +64,10 @@ async fn restb_takes_an_upload_with_the_key_in_the_query_or_in_the_form() {
     let sandbox = sandbox(Settings::default()).await;
     let upload = URL_SAFE.encode(JPEG);
     let url = format!("{}/vision/v2/multipredict", sandbox.url());
-    let with_query = client()
-        .post(format!("{url}?client_key=k"))
-        .form(&[("model_id", ROOM), ("image_base64", &upload)]);
+    let with_query =
+        client().post(format!("{url}?client_key=k")).form(&[("model_id", ROOM), ("image_base64", &upload)]);
     let with_form =
-        client()
-            .post(&url)
-            .form(&[("client_key", "k"), ("model_id", ROOM), ("image_base64", &upload)]);
+        client().post(&url).form(&[("client_key", "k"), ("model_id", ROOM), ("image_base64", &upload)]);
     for request in [with_query, with_form] {
         let (status, body) = json(request).await;
         assert_eq!(status, 200, "{body}");
@@ -104,17 +80,11 @@ async fn restb_takes_an_upload_with_the_key_in_the_query_or_in_the_form() {
 
 #[tokio::test]
 async fn restb_says_what_is_wrong_with_a_call() {
-    let settings = Settings {
-        keys: vec!["good".into()],
-        max_body_bytes: 2_000,
-        ..Settings::default()
-    };
+    let settings = Settings { keys: vec!["good".into()], max_body_bytes: 2_000, ..Settings::default() };
     let sandbox = sandbox(settings).await;
     let url = format!("{}/vision/v2/predict", sandbox.url());
     let get = |key: &str, model: &str, image: &str| {
-        client()
-            .get(&url)
-            .query(&[("client_key", key), ("model_id", model), ("image_url", image)])
+        client().get(&url).query(&[("client_key", key), ("model_id", model), ("image_url", image)])
     };
     let upload = |data: String| {
         client()
@@ -131,11 +101,7 @@ async fn restb_says_what_is_wrong_with_a_call() {
         (get("good", ROOM, ""), 400, "003"),
         (get("good", ROOM, "not a url"), 400, "004"),
         (get("good", ROOM, "ftp://images.example/1.jpg"), 400, "004"),
-        (
-            get("good", ROOM, "https://images.example/broken-7.jpg"),
-            400,
-            "004",
-        ),
+        (get("good", ROOM, "https://images.example/broken-7.jpg"), 400, "004"),
         (upload("!!!".into()), 400, "004"),
         (upload(URL_SAFE.encode("plain text")), 400, "004"),
         (upload(wrong_alphabet), 400, "004"),
@@ -161,11 +127,7 @@ async fn restb_says_what_is_wrong_with_a_call() {
 #[tokio::test]
 async fn restb_over_the_rate_is_005_under_whatever_status_was_ordered() {
     for throttle_status in [429, 200, 403] {
-        let sandbox = sandbox(Settings {
-            throttle_status,
-            ..once()
-        })
-        .await;
+        let sandbox = sandbox(Settings { throttle_status, ..once() }).await;
         assert_eq!(json(predict(&client(), &sandbox, IMAGE)).await.0, 200);
         let (status, body) = json(predict(&client(), &sandbox, IMAGE)).await;
         assert_eq!(
@@ -178,11 +140,7 @@ async fn restb_over_the_rate_is_005_under_whatever_status_was_ordered() {
 
 #[tokio::test]
 async fn tiliter_recognises_and_its_catalogue_names_the_product() {
-    let sandbox = sandbox(Settings {
-        keys: vec!["t".into()],
-        ..Settings::default()
-    })
-    .await;
+    let sandbox = sandbox(Settings { keys: vec!["t".into()], ..Settings::default() }).await;
     let request = json!({
         "device_id": "demo",
         "images": [{ "image": STANDARD.encode(JPEG), "camera_type": "generic", "capture_time": "2026-11-22T10:00:00" }],
@@ -204,12 +162,8 @@ async fn tiliter_recognises_and_its_catalogue_names_the_product() {
     }
     let catalogue = client().get(format!("{}/products/", sandbox.url()));
     let (_, products) = json(catalogue.header("tiliter-api-key", "t")).await;
-    let named = products["products"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|p| p["product_id"] == product_id)
-        .unwrap();
+    let named =
+        products["products"].as_array().unwrap().iter().find(|p| p["product_id"] == product_id).unwrap();
     assert!(named["product_name"].is_string());
 
     let mut unsure = request.clone();
@@ -219,27 +173,16 @@ async fn tiliter_recognises_and_its_catalogue_names_the_product() {
     assert_eq!(body["product_recognition"]["result_type"], "unrecognised");
 
     assert_eq!(json(send("/recognition/", &request)).await.0, 401);
-    assert_eq!(
-        json(client().get(format!("{}/products/", sandbox.url()))).await.0,
-        401
-    );
+    assert_eq!(json(client().get(format!("{}/products/", sandbox.url()))).await.0, 401);
     let empty = json!({ "device_id": "demo", "images": [] });
-    assert_eq!(
-        json(send("/recognition/", &empty).header("tiliter-api-key", "t"))
-            .await
-            .0,
-        400
-    );
+    assert_eq!(json(send("/recognition/", &empty).header("tiliter-api-key", "t")).await.0, 400);
 }
 
 #[tokio::test]
 async fn analyze_answers_each_known_model_and_names_the_unknown() {
     let sandbox = sandbox(Settings::default()).await;
     let send = |body: &Value| post(&client(), format!("{}/v1/analyze", sandbox.url()), body).bearer_auth("k");
-    let (status, body) = json(send(
-        &json!({ "image_url": IMAGE, "models": ["a", "unknown_b", "c"] }),
-    ))
-    .await;
+    let (status, body) = json(send(&json!({ "image_url": IMAGE, "models": ["a", "unknown_b", "c"] }))).await;
     assert_eq!(status, 200);
     for model in ["a", "c"] {
         let said = json!({ "label": label_for(IMAGE, model), "score": score_for(IMAGE, model) });
@@ -248,29 +191,18 @@ async fn analyze_answers_each_known_model_and_names_the_unknown() {
     assert_eq!(body["errors"]["unknown_b"]["code"], "unknown_model");
     assert!(body["results"].get("unknown_b").is_none());
 
-    let (_, body) = json(send(
-        &json!({ "image_base64": STANDARD.encode(JPEG), "models": ["a"] }),
-    ))
-    .await;
+    let (_, body) = json(send(&json!({ "image_base64": STANDARD.encode(JPEG), "models": ["a"] }))).await;
     assert_eq!(body["results"]["a"]["label"], label_for(&sha256(&JPEG), "a"));
     assert!(body.get("errors").is_none());
 
     for (request, status, code) in [
-        (
-            json!({ "image_url": IMAGE, "models": ["unknown"] }),
-            404,
-            "unknown_model",
-        ),
+        (json!({ "image_url": IMAGE, "models": ["unknown"] }), 404, "unknown_model"),
         (json!({ "image_url": IMAGE, "models": [] }), 400, "malformed"),
         (json!({ "models": ["a"] }), 400, "missing_image"),
         (json!([1, 2]), 400, "malformed"),
     ] {
         let (got, body) = json(send(&request)).await;
-        assert_eq!(
-            (got.as_u16(), body["error"]["code"].as_str()),
-            (status, Some(code)),
-            "{request}"
-        );
+        assert_eq!((got.as_u16(), body["error"]["code"].as_str()), (status, Some(code)), "{request}");
     }
     let no_key = post(
         &client(),
@@ -291,18 +223,11 @@ async fn chat_answers_with_the_label_of_the_last_image() {
             { "type": "image_url", "image_url": { "url": image } },
         ]}]})
     };
-    let text = |body: &Value| {
-        body["choices"][0]["message"]["content"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
-    };
+    let text =
+        |body: &Value| body["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned();
 
     let (status, body) = json(post(&client(), url.clone(), &ask(IMAGE)).bearer_auth("1")).await;
-    assert_eq!(
-        (status.as_u16(), &body["object"]),
-        (200, &json!("chat.completion"))
-    );
+    assert_eq!((status.as_u16(), &body["object"]), (200, &json!("chat.completion")));
     assert_eq!(text(&body), label_for(IMAGE, "gpt-vision"));
     let (_, body) = json(post(&client(), url.clone(), &ask(&data)).bearer_auth("2")).await;
     assert_eq!(text(&body), label_for(&sha256(&JPEG), "gpt-vision"));
@@ -313,15 +238,9 @@ async fn chat_answers_with_the_label_of_the_last_image() {
     assert_eq!(said["score"], score_for(IMAGE, "gpt-vision"));
 
     let (status, body) = json(post(&client(), url.clone(), &ask(IMAGE)).bearer_auth("1")).await;
-    assert_eq!(
-        (status.as_u16(), &body["error"]["code"]),
-        (429, &json!("rate_limit_exceeded"))
-    );
+    assert_eq!((status.as_u16(), &body["error"]["code"]), (429, &json!("rate_limit_exceeded")));
     let (status, body) = json(post(&client(), url, &ask(IMAGE))).await;
-    assert_eq!(
-        (status.as_u16(), &body["error"]["code"]),
-        (401, &json!("invalid_api_key"))
-    );
+    assert_eq!((status.as_u16(), &body["error"]["code"]), (401, &json!("invalid_api_key")));
 }
 
 #[tokio::test]
@@ -329,10 +248,7 @@ async fn what_is_not_a_call_costs_nothing() {
     let sandbox = sandbox(once()).await;
     let get = |path: &str| client().get(format!("{}{path}", sandbox.url()));
     assert_eq!(json(get("/sandbox/health")).await.1, json!({ "status": "ok" }));
-    let picture = get("/sandbox/images/house-1.jpg?width=40&height=30")
-        .send()
-        .await
-        .unwrap();
+    let picture = get("/sandbox/images/house-1.jpg?width=40&height=30").send().await.unwrap();
     assert_eq!(picture.headers()["content-type"], "image/jpeg");
     let drawn = image::load_from_memory(&picture.bytes().await.unwrap()).unwrap();
     assert_eq!((drawn.width(), drawn.height()), (40, 30));
@@ -350,10 +266,7 @@ fn the_answers_in_the_documentation_are_the_real_ones() {
     let image = "https://images.example/1.jpg";
     for model in [ROOM, "mood"] {
         for said in [label_for(image, model), score_for(image, model).to_string()] {
-            assert!(
-                page.contains(&said),
-                "docs/sandbox.md does not show {model}'s {said}"
-            );
+            assert!(page.contains(&said), "docs/sandbox.md does not show {model}'s {said}");
         }
     }
 }

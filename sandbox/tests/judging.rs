@@ -13,15 +13,7 @@ use pixfleet_sandbox::{
 use serde_json::json;
 
 fn judging(rule: Rule, limit: u32, window_ms: u64) -> Settings {
-    Settings {
-        judging: Judging {
-            rule,
-            limit,
-            window_ms,
-            count_refused: false,
-        },
-        ..Settings::default()
-    }
+    Settings { judging: Judging { rule, limit, window_ms, count_refused: false }, ..Settings::default() }
 }
 
 /// 10 clients, each 30 calls one after the other.
@@ -29,12 +21,7 @@ async fn storm(sandbox: &Running) {
     let clients: Vec<_> = (0..10).map(|_| client()).collect();
     join_all(clients.iter().enumerate().map(|(i, client)| async move {
         for n in 0..30 {
-            json(predict(
-                client,
-                sandbox,
-                &format!("https://images.example/{i}/{n}.jpg"),
-            ))
-            .await;
+            json(predict(client, sandbox, &format!("https://images.example/{i}/{n}.jpg"))).await;
         }
     }))
     .await;
@@ -48,10 +35,7 @@ fn assert_consistent(bill: &Bill, lines: &[Line]) {
     assert_eq!(total.throttled, count(|o| *o == Outcome::Throttled));
     assert_eq!(total.rejected, count(|o| *o == Outcome::Rejected));
     assert_eq!(total.faulted, count(|o| matches!(o, Outcome::Faulted(_))));
-    assert_eq!(
-        total.accepted,
-        count(|o| matches!(o, Outcome::Accepted | Outcome::Faulted(_)))
-    );
+    assert_eq!(total.accepted, count(|o| matches!(o, Outcome::Accepted | Outcome::Faulted(_))));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,49 +59,27 @@ async fn what_the_log_says_is_what_the_judge_saw() {
             let (calls, passed) = by_moment.entry(line.at_us).or_default();
             *calls += 1;
             *passed += u32::from(line.outcome == Outcome::Accepted);
-            assert_eq!(
-                line.status,
-                Some(if line.outcome == Outcome::Accepted {
-                    200
-                } else {
-                    429
-                })
-            );
+            assert_eq!(line.status, Some(if line.outcome == Outcome::Accepted { 200 } else { 429 }));
         }
         let mut judge = Judge::new(settings.judging);
         for (at_us, (calls, passed)) in by_moment {
-            let replayed = (0..calls)
-                .filter(|_| judge.arrive(at_us, 1) == Verdict::Accepted)
-                .count();
+            let replayed = (0..calls).filter(|_| judge.arrive(at_us, 1) == Verdict::Accepted).count();
             assert_eq!(replayed, passed as usize, "{rule:?} at {at_us}");
         }
-        assert!(
-            lines.iter().any(|line| line.outcome == Outcome::Throttled),
-            "{rule:?} never said no"
-        );
+        assert!(lines.iter().any(|line| line.outcome == Outcome::Throttled), "{rule:?} never said no");
     }
 }
 
 #[tokio::test]
 async fn concurrent_counts_what_is_in_flight_and_forgets_a_client_that_left() {
-    let faults = Faults {
-        hang: 1.0,
-        ..Faults::default()
-    };
-    let sandbox = sandbox(Settings {
-        faults,
-        ..judging(Rule::Concurrent, 2, 1_000)
-    })
-    .await;
+    let faults = Faults { hang: 1.0, ..Faults::default() };
+    let sandbox = sandbox(Settings { faults, ..judging(Rule::Concurrent, 2, 1_000) }).await;
     let client = client();
     let hanging: Vec<_> = (0..2)
         .map(|n| tokio::spawn(predict(&client, &sandbox, &format!("https://images.example/{n}.jpg")).send()))
         .collect();
     in_flight(&sandbox, 2).await;
-    assert_eq!(
-        predict(&client, &sandbox, IMAGE).send().await.unwrap().status(),
-        429
-    );
+    assert_eq!(predict(&client, &sandbox, IMAGE).send().await.unwrap().status(), 429);
     hanging.iter().for_each(tokio::task::JoinHandle::abort);
     in_flight(&sandbox, 0).await;
     let third = tokio::spawn(predict(&client, &sandbox, IMAGE).send());
@@ -140,17 +102,10 @@ async fn a_throttled_call_is_told_when_to_come_back_in_each_form() {
         (RetryAfter::Seconds, Some(r"seconds")),
         (RetryAfter::HttpDate, Some("date")),
     ] {
-        let sandbox = sandbox(Settings {
-            retry_after,
-            ..judging(Rule::Sliding, 1, 3_600_000)
-        })
-        .await;
+        let sandbox = sandbox(Settings { retry_after, ..judging(Rule::Sliding, 1, 3_600_000) }).await;
         predict(&client(), &sandbox, IMAGE).send().await.unwrap();
         let answer = predict(&client(), &sandbox, IMAGE).send().await.unwrap();
-        let value = answer
-            .headers()
-            .get("retry-after")
-            .map(|value| value.to_str().unwrap().to_owned());
+        let value = answer.headers().get("retry-after").map(|value| value.to_str().unwrap().to_owned());
         match check {
             None => assert_eq!(value, None),
             Some("seconds") => {
@@ -160,9 +115,7 @@ async fn a_throttled_call_is_told_when_to_come_back_in_each_form() {
             Some(_) => {
                 let date = value.unwrap();
                 assert!(date.ends_with(" GMT") && date.len() == 29, "{date}");
-                let at = jiff::fmt::rfc2822::DateTimeParser::new()
-                    .parse_timestamp(&date)
-                    .unwrap();
+                let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(&date).unwrap();
                 let wait = at.as_second() - jiff::Timestamp::now().as_second();
                 assert!((3_500..=3_601).contains(&wait), "{date}");
             }
@@ -174,43 +127,23 @@ async fn a_throttled_call_is_told_when_to_come_back_in_each_form() {
 async fn a_multipredict_counts_for_each_model_where_the_account_says_so() {
     let models = "re_roomtype_global_v2,re_logo,re_features_v4";
     for (cost, accepted, units) in [(Cost::PerCall, 5, 5), (Cost::PerModel, 2, 6)] {
-        let sandbox = sandbox(Settings {
-            cost,
-            ..judging(Rule::Sliding, 7, 86_400_000)
-        })
-        .await;
+        let sandbox = sandbox(Settings { cost, ..judging(Rule::Sliding, 7, 86_400_000) }).await;
         for n in 0..5 {
             let image = format!("https://images.example/{n}.jpg");
             let query = [("client_key", "k"), ("model_id", models), ("image_url", &image)];
-            json(
-                client()
-                    .get(format!("{}/vision/v2/multipredict", sandbox.url()))
-                    .query(&query),
-            )
-            .await;
+            json(client().get(format!("{}/vision/v2/multipredict", sandbox.url())).query(&query)).await;
         }
         let bill = sandbox.bill();
-        assert_eq!(
-            (bill.total.charged, bill.total.units),
-            (accepted, units),
-            "{cost:?}"
-        );
+        assert_eq!((bill.total.charged, bill.total.units), (accepted, units), "{cost:?}");
         let key = bill.keys.values().next().unwrap();
         assert_eq!(key.models.len(), 3);
-        assert_eq!(
-            (key.models["re_logo"].calls, key.models["re_logo"].charged),
-            (5, accepted)
-        );
+        assert_eq!((key.models["re_logo"].calls, key.models["re_logo"].charged), (5, accepted));
     }
 }
 
 #[tokio::test]
 async fn a_per_model_cost_is_counted_from_a_body_too() {
-    let sandbox = sandbox(Settings {
-        cost: Cost::PerModel,
-        ..judging(Rule::Sliding, 3, 86_400_000)
-    })
-    .await;
+    let sandbox = sandbox(Settings { cost: Cost::PerModel, ..judging(Rule::Sliding, 3, 86_400_000) }).await;
     let ask = |models: &[&str]| {
         let body = json!({ "image_url": IMAGE, "models": models });
         post(&client(), format!("{}/v1/analyze", sandbox.url()), &body).bearer_auth("k")
@@ -227,15 +160,8 @@ async fn the_log_file_has_a_line_a_call_and_no_key() {
     let path = folder.path().join("access.jsonl");
     let settings = Settings {
         access_log: Some(path.clone()),
-        faults: Faults {
-            error_500: 0.3,
-            malformed: 0.2,
-            ..Faults::default()
-        },
-        latency: Latency::Lognormal {
-            mean_ms: 1.0,
-            sigma: 0.5,
-        },
+        faults: Faults { error_500: 0.3, malformed: 0.2, ..Faults::default() },
+        latency: Latency::Lognormal { mean_ms: 1.0, sigma: 0.5 },
         ..judging(Rule::Sliding, 100, 86_400_000)
     };
     let sandbox = sandbox(settings).await;
@@ -246,68 +172,33 @@ async fn the_log_file_has_a_line_a_call_and_no_key() {
             ("model_id", ROOM),
             ("image_url", &format!("https://i.example/{n}.jpg")),
         ];
-        client
-            .get(format!("{}/vision/v2/predict", sandbox.url()))
-            .query(&query)
-            .send()
-            .await
-            .unwrap();
+        client.get(format!("{}/vision/v2/predict", sandbox.url())).query(&query).send().await.unwrap();
     }
-    let wrong = [
-        ("client_key", "s3cret"),
-        ("model_id", "re_nothing"),
-        ("image_url", IMAGE),
-    ];
-    client
-        .get(format!("{}/vision/v2/predict", sandbox.url()))
-        .query(&wrong)
-        .send()
-        .await
-        .unwrap();
+    let wrong = [("client_key", "s3cret"), ("model_id", "re_nothing"), ("image_url", IMAGE)];
+    client.get(format!("{}/vision/v2/predict", sandbox.url())).query(&wrong).send().await.unwrap();
     let bill = sandbox.shutdown().await.unwrap();
 
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(!text.contains("s3cret"));
-    let lines: Vec<Line> = text
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let lines: Vec<Line> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_consistent(&bill, &lines);
     assert_eq!((bill.total.accepted, bill.total.refused), (100, 51));
     assert_eq!(bill.connections, 1, "the client's connection was kept");
     assert_eq!(lines[7].image.as_deref(), Some("https://i.example/7.jpg"));
-    assert_eq!(
-        (lines[7].method.as_str(), lines[7].path.as_str()),
-        ("GET", "/vision/v2/predict")
-    );
+    assert_eq!((lines[7].method.as_str(), lines[7].path.as_str()), ("GET", "/vision/v2/predict"));
     assert!(lines.windows(2).all(|pair| pair[0].at_us < pair[1].at_us));
 }
 
 #[tokio::test]
 async fn a_reset_forgets_the_bill_and_the_judges_and_starts_the_faults_anew() {
-    let faults = Faults {
-        error_500: 0.5,
-        seed: 3,
-        ..Faults::default()
-    };
-    let sandbox = sandbox(Settings {
-        faults,
-        ..judging(Rule::Sliding, 20, 86_400_000)
-    })
-    .await;
+    let faults = Faults { error_500: 0.5, seed: 3, ..Faults::default() };
+    let sandbox = sandbox(Settings { faults, ..judging(Rule::Sliding, 20, 86_400_000) }).await;
     let client = client();
     let mut rounds = Vec::new();
     for _ in 0..2 {
         let mut statuses = Vec::new();
         for _ in 0..21 {
-            statuses.push(
-                predict(&client, &sandbox, IMAGE)
-                    .send()
-                    .await
-                    .unwrap()
-                    .status()
-                    .as_u16(),
-            );
+            statuses.push(predict(&client, &sandbox, IMAGE).send().await.unwrap().status().as_u16());
         }
         assert_eq!(statuses.pop(), Some(429));
         rounds.push(statuses);
@@ -331,17 +222,9 @@ async fn the_bill_is_the_same_over_http() {
 #[tokio::test]
 async fn settings_that_cannot_be_served_are_refused_with_every_reason() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let settings = Settings {
-        throttle_status: 7,
-        ..judging(Rule::Bucket { burst: 0 }, 0, 0)
-    };
+    let settings = Settings { throttle_status: 7, ..judging(Rule::Bucket { burst: 0 }, 0, 0) };
     let error = Sandbox::start(listener, settings).unwrap_err().to_string();
-    for word in [
-        "throttle_status is 7",
-        "burst is 0",
-        "limit is 0",
-        "window_ms is 0",
-    ] {
+    for word in ["throttle_status is 7", "burst is 0", "limit is 0", "window_ms is 0"] {
         assert!(error.contains(word), "{error}");
     }
 }

@@ -30,9 +30,7 @@ impl FromStr for BatchName {
     type Err = BadBatchName;
 
     fn from_str(text: &str) -> Result<Self, BadBatchName> {
-        let allowed = text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        let allowed = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         if allowed && (1..=64).contains(&text.len()) {
             Ok(Self(text.to_owned()))
         } else {

@@ -59,15 +59,9 @@ pub enum Decision {
 impl State {
     /// The state of a stack that has been idle for ever.
     pub fn idle(spacings: &[Spacing<'_>]) -> Self {
-        let pace = |limit: &Spacing<'_>| Pace {
-            tat_us: 0,
-            interval_us: limit.interval_us,
-        };
+        let pace = |limit: &Spacing<'_>| Pace { tat_us: 0, interval_us: limit.interval_us };
         Self {
-            pace: spacings
-                .iter()
-                .map(|limit| (limit.name.to_owned(), pace(limit)))
-                .collect(),
+            pace: spacings.iter().map(|limit| (limit.name.to_owned(), pace(limit))).collect(),
             ..Self::default()
         }
     }
@@ -103,11 +97,7 @@ impl Pace {
         });
         let bound = now + HORIZON_US + CLOCK_STEP_US + limit.interval_us * u64::from(limit.heaviest);
         Self {
-            tat_us: if moment.lost || known.is_none() {
-                tat_us.max(bound)
-            } else {
-                tat_us
-            },
+            tat_us: if moment.lost || known.is_none() { tat_us.max(bound) } else { tat_us },
             interval_us: limit.interval_us,
         }
     }
@@ -115,11 +105,7 @@ impl Pace {
 
 /// Books slots for `calls` (the number of models of each) on a state that is known to be whole.
 pub fn decide(state: &mut State, spacings: &[Spacing<'_>], calls: &[u32], now_us: u64) -> Decision {
-    let moment = Moment {
-        now_us,
-        lead_us: LEAD_US,
-        lost: false,
-    };
+    let moment = Moment { now_us, lead_us: LEAD_US, lost: false };
     decide_at(moment, state, spacings, calls)
 }
 
@@ -129,10 +115,8 @@ pub fn decide(state: &mut State, spacings: &[Spacing<'_>], calls: &[u32], now_us
 /// Every call has to fit ([`judge::fits`](crate::judge::fits)).
 pub fn decide_at(moment: Moment, state: &mut State, spacings: &[Spacing<'_>], calls: &[u32]) -> Decision {
     state.follow_clock(moment.now_us);
-    let mut paces: Vec<Pace> = spacings
-        .iter()
-        .map(|limit| Pace::of(state.pace.get(limit.name).copied(), limit, moment))
-        .collect();
+    let mut paces: Vec<Pace> =
+        spacings.iter().map(|limit| Pace::of(state.pace.get(limit.name).copied(), limit, moment)).collect();
     let decision = book(moment, state.held_until_us, spacings, &mut paces, calls);
     let names = spacings.iter().map(|limit| limit.name.to_owned());
     let pace = names.zip(paces).collect();
@@ -159,11 +143,7 @@ fn book(
             .map(|(limit, pace)| earliest(limit, pace.tat_us, models))
             .fold(soonest, u64::max);
         if slot > moment.now_us + HORIZON_US {
-            return if slots.is_empty() {
-                Decision::ComeBack(slot)
-            } else {
-                Decision::Slots(slots)
-            };
+            return if slots.is_empty() { Decision::ComeBack(slot) } else { Decision::Slots(slots) };
         }
         for (limit, pace) in spacings.iter().zip(paces.iter_mut()) {
             pace.tat_us = pace.tat_us.max(slot) + limit.interval_us * cost(limit.unit, models);
@@ -196,27 +176,16 @@ mod tests {
     };
     use proptest::prelude::*;
 
-    const SPACING: Spacing<'_> = Spacing {
-        name: "rate",
-        interval_us: 5_000,
-        tolerance_us: 0,
-        unit: Unit::Call,
-        heaviest: 1,
-    };
+    const SPACING: Spacing<'_> =
+        Spacing { name: "rate", interval_us: 5_000, tolerance_us: 0, unit: Unit::Call, heaviest: 1 };
 
     fn known() -> State {
         on_pace_from(0)
     }
 
     fn on_pace_from(tat_us: u64) -> State {
-        let pace = Pace {
-            tat_us,
-            interval_us: SPACING.interval_us,
-        };
-        State {
-            pace: [("rate".to_owned(), pace)].into(),
-            ..State::default()
-        }
+        let pace = Pace { tat_us, interval_us: SPACING.interval_us };
+        State { pace: [("rate".to_owned(), pace)].into(), ..State::default() }
     }
 
     fn limit(unit: Unit, burst: u32) -> Limit {
@@ -241,33 +210,19 @@ mod tests {
     #[test]
     fn past_the_horizon_nothing_is_booked_and_the_answer_says_when() {
         let mut state = on_pace_from(5_000_000);
-        assert_eq!(
-            decide(&mut state, &[SPACING], &[1], 0),
-            Decision::ComeBack(5_000_000)
-        );
+        assert_eq!(decide(&mut state, &[SPACING], &[1], 0), Decision::ComeBack(5_000_000));
         assert_eq!(state.pace["rate"].tat_us, 5_000_000);
     }
 
     #[test]
     fn a_hold_off_moves_every_slot_behind_it() {
-        let mut state = State {
-            held_until_us: 900_000,
-            ..known()
-        };
-        assert_eq!(
-            decide(&mut state, &[SPACING], &[1], 0),
-            Decision::Slots(vec![900_000])
-        );
+        let mut state = State { held_until_us: 900_000, ..known() };
+        assert_eq!(decide(&mut state, &[SPACING], &[1], 0), Decision::Slots(vec![900_000]));
     }
 
     #[test]
     fn a_call_of_six_models_waits_for_six_units_where_models_count() {
-        let per_model = Spacing {
-            unit: Unit::Model,
-            heaviest: 6,
-            tolerance_us: 25_000,
-            ..SPACING
-        };
+        let per_model = Spacing { unit: Unit::Model, heaviest: 6, tolerance_us: 25_000, ..SPACING };
         let mut state = known();
         assert_eq!(
             decide(&mut state, &[per_model], &[6, 6, 1], 0),
@@ -278,42 +233,22 @@ mod tests {
     #[test]
     fn a_limit_that_is_halved_makes_the_units_still_to_leave_twice_as_dear() {
         let mut state = on_pace_from(1_000_000);
-        let halved = Spacing {
-            interval_us: 10_000,
-            ..SPACING
-        };
-        assert_eq!(
-            decide(&mut state, &[halved], &[1], 0),
-            Decision::ComeBack(2_000_000)
-        );
+        let halved = Spacing { interval_us: 10_000, ..SPACING };
+        assert_eq!(decide(&mut state, &[halved], &[1], 0), Decision::ComeBack(2_000_000));
     }
 
     #[test]
     fn a_new_limit_in_a_known_stack_begins_at_its_upper_bound() {
-        let day = Spacing {
-            name: "day",
-            interval_us: 60_000,
-            ..SPACING
-        };
+        let day = Spacing { name: "day", interval_us: 60_000, ..SPACING };
         let bound = HORIZON_US + CLOCK_STEP_US + 60_000;
-        assert_eq!(
-            decide(&mut known(), &[SPACING, day], &[1], 0),
-            Decision::ComeBack(bound)
-        );
+        assert_eq!(decide(&mut known(), &[SPACING, day], &[1], 0), Decision::ComeBack(bound));
     }
 
     #[test]
     fn a_clock_set_back_by_an_hour_neither_frees_nor_blocks_a_call() {
         const HOUR: u64 = 3_600_000_000;
-        let mut state = State {
-            held_until_us: HOUR + 700_000,
-            at_us: HOUR,
-            ..on_pace_from(HOUR + 500_000)
-        };
-        assert_eq!(
-            decide(&mut state, &[SPACING], &[1], 10),
-            Decision::Slots(vec![700_010])
-        );
+        let mut state = State { held_until_us: HOUR + 700_000, at_us: HOUR, ..on_pace_from(HOUR + 500_000) };
+        assert_eq!(decide(&mut state, &[SPACING], &[1], 10), Decision::Slots(vec![700_010]));
     }
 
     proptest! {

@@ -62,10 +62,7 @@ impl FromStr for Id {
     type Err = NotAnId;
 
     fn from_str(text: &str) -> Result<Self, NotAnId> {
-        let hex = text.len() == 32
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let hex = text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         match u128::from_str_radix(text, 16) {
             Ok(value) if hex => Ok(Self(value)),
             _ => Err(NotAnId(text.chars().take(64).collect())),
@@ -99,10 +96,7 @@ mod tests {
 
     #[test]
     fn an_id_stays_the_same_from_release_to_release() {
-        assert_eq!(
-            Id::of(&[b"pixfleet.job.v1", b"x"]).to_string(),
-            "5ed2c672d24f315e5a51dc3fc797a550"
-        );
+        assert_eq!(Id::of(&[b"pixfleet.job.v1", b"x"]).to_string(), "5ed2c672d24f315e5a51dc3fc797a550");
     }
 
     proptest! {

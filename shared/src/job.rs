@@ -176,12 +176,8 @@ impl Job {
     /// A new job with its deterministic id.
     pub fn new(batch: BatchName, image: Image, provider: String, models: Vec<String>) -> Self {
         let hash = image.hash().to_bytes();
-        let mut parts: Vec<&[u8]> = vec![
-            b"pixfleet.job.v1",
-            batch.as_str().as_bytes(),
-            &hash,
-            provider.as_bytes(),
-        ];
+        let mut parts: Vec<&[u8]> =
+            vec![b"pixfleet.job.v1", batch.as_str().as_bytes(), &hash, provider.as_bytes()];
         parts.extend(models.iter().map(String::as_bytes));
         Self {
             v: WIRE_VERSION,
@@ -223,11 +219,7 @@ impl Job {
     /// [`Unreadable::Oversize`], because no worker would read it.
     pub fn to_message(&self) -> Result<Vec<u8>, Unreadable> {
         let bytes = serde_json::to_vec(self).map_err(|error| Unreadable::Malformed(error.to_string()))?;
-        if bytes.len() > MAX_JOB_BYTES {
-            Err(Unreadable::Oversize(bytes.len()))
-        } else {
-            Ok(bytes)
-        }
+        if bytes.len() > MAX_JOB_BYTES { Err(Unreadable::Oversize(bytes.len())) } else { Ok(bytes) }
     }
 
     /// Reads a message; every way in which it can be wrong has its own error.
@@ -251,9 +243,7 @@ impl Job {
             // A later version may not parse as this one: say that it is later, not that it is broken.
             read => match serde_json::from_slice::<Versioned>(bytes).map_err(malformed)? {
                 Versioned { v } if v != u64::from(WIRE_VERSION) => Err(Unreadable::UnknownVersion(v)),
-                _ => Err(read
-                    .err()
-                    .map_or_else(|| Unreadable::UnknownVersion(0), malformed)),
+                _ => Err(read.err().map_or_else(|| Unreadable::UnknownVersion(0), malformed)),
             },
         }
     }
@@ -277,10 +267,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn job(models: &[&str]) -> Job {
-        let image = Image {
-            id: "row-1".into(),
-            source: Source::Url("https://example.com/a.jpg?sig=s".into()),
-        };
+        let image =
+            Image { id: "row-1".into(), source: Source::Url("https://example.com/a.jpg?sig=s".into()) };
         Job::new(
             "b1".parse().unwrap(),
             image,
@@ -295,11 +283,7 @@ mod tests {
         assert_eq!(one.id, two.id);
         assert_ne!(one.id, job(&["a"]).id);
         assert_ne!(one.result_id("a"), one.result_id("b"));
-        assert_eq!(
-            one.result_id("a"),
-            job(&["a"]).result_id("a"),
-            "grouping does not change a result's id"
-        );
+        assert_eq!(one.result_id("a"), job(&["a"]).result_id("a"), "grouping does not change a result's id");
     }
 
     #[test]
@@ -312,26 +296,11 @@ mod tests {
     fn each_unreadable_message_has_its_reason() {
         let later = br#"{"v": 2, "whatever": true}"#;
         assert!(matches!(Job::from_message(b""), Err(Unreadable::Empty)));
-        assert!(matches!(
-            Job::from_message(&vec![b' '; MAX_JOB_BYTES + 1]),
-            Err(Unreadable::Oversize(_))
-        ));
-        assert!(matches!(
-            Job::from_message(later),
-            Err(Unreadable::UnknownVersion(2))
-        ));
-        assert!(matches!(
-            Job::from_message(b"{\"v\":1}"),
-            Err(Unreadable::Malformed(_))
-        ));
-        assert!(matches!(
-            Job::from_message(b"nonsense"),
-            Err(Unreadable::Malformed(_))
-        ));
-        assert!(matches!(
-            Job::from_message(&job(&[]).to_message().unwrap()),
-            Err(Unreadable::Malformed(_))
-        ));
+        assert!(matches!(Job::from_message(&vec![b' '; MAX_JOB_BYTES + 1]), Err(Unreadable::Oversize(_))));
+        assert!(matches!(Job::from_message(later), Err(Unreadable::UnknownVersion(2))));
+        assert!(matches!(Job::from_message(b"{\"v\":1}"), Err(Unreadable::Malformed(_))));
+        assert!(matches!(Job::from_message(b"nonsense"), Err(Unreadable::Malformed(_))));
+        assert!(matches!(Job::from_message(&job(&[]).to_message().unwrap()), Err(Unreadable::Malformed(_))));
     }
 
     #[test]

@@ -96,15 +96,9 @@ pub fn spacings(stack: &Stack) -> Result<Vec<Spacing<'_>>, LimiterError> {
     let mut names = HashSet::new();
     let twice = stack.limits.iter().find(|limit| !names.insert(&limit.name));
     let why = if stack.limits.len() > MAX_LIMITS {
-        Some(format!(
-            "it has {} limits: give at most {MAX_LIMITS}",
-            stack.limits.len()
-        ))
+        Some(format!("it has {} limits: give at most {MAX_LIMITS}", stack.limits.len()))
     } else if let Some(limit) = twice {
-        Some(format!(
-            "two limits are named `{}`: give each its own name",
-            limit.name
-        ))
+        Some(format!("two limits are named `{}`: give each its own name", limit.name))
     } else {
         stack.limits.iter().find_map(fault)
     };
@@ -137,10 +131,7 @@ pub fn fits(stack: &Stack, models: u32) -> Result<(), LimiterError> {
 }
 
 fn impossible(stack: &Stack, why: String) -> LimiterError {
-    LimiterError::Impossible {
-        stack: stack.name.clone(),
-        why,
-    }
+    LimiterError::Impossible { stack: stack.name.clone(), why }
 }
 
 /// What is wrong with a limit, if anything, in words for its author.
@@ -156,16 +147,10 @@ pub fn fault(limit: &Limit) -> Option<String> {
         return Some(format!("limit `{name}` allows 0 calls: give calls = 1 or more"));
     }
     if limit.per_ms == 0 || limit.per_ms > 366 * 86_400_000 {
-        return Some(format!(
-            "limit `{name}` has per_ms = {}: give 1 ms to a year",
-            limit.per_ms
-        ));
+        return Some(format!("limit `{name}` has per_ms = {}: give 1 ms to a year", limit.per_ms));
     }
     if !(0.0..=60_000.0).contains(&limit.jitter_ms) {
-        return Some(format!(
-            "limit `{name}` has jitter_ms = {}: give 0 to 60000",
-            limit.jitter_ms
-        ));
+        return Some(format!("limit `{name}` has jitter_ms = {}: give 0 to 60000", limit.jitter_ms));
     }
     let bounded = matches!(limit.judge, Judge::Sliding | Judge::Fixed);
     (bounded && limit.burst > limit.calls).then(|| {
@@ -188,15 +173,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn limit(calls: u32, judge: Judge, burst: u32, jitter_ms: f64) -> Limit {
-        Limit {
-            name: "rate".into(),
-            calls,
-            per_ms: 1000,
-            judge,
-            unit: Unit::Call,
-            burst,
-            jitter_ms,
-        }
+        Limit { name: "rate".into(), calls, per_ms: 1000, judge, unit: Unit::Call, burst, jitter_ms }
     }
 
     #[test]
@@ -223,10 +200,7 @@ mod tests {
 
     #[test]
     fn an_impossible_limit_is_refused_with_its_name_and_a_way_out() {
-        let stack = Stack {
-            name: "restb".into(),
-            limits: vec![limit(4, Judge::Sliding, 9, 8.0)],
-        };
+        let stack = Stack { name: "restb".into(), limits: vec![limit(4, Judge::Sliding, 9, 8.0)] };
         let message = spacings(&stack).unwrap_err().to_string();
         assert!(message.contains("restb") && message.contains("burst = 9") && message.contains("at most"));
     }
@@ -237,24 +211,13 @@ mod tests {
             name: "restb".into(),
             limits: vec![limit(4, Judge::Sliding, 1, 8.0), limit(9, Judge::Bucket, 1, 8.0)],
         };
-        assert!(
-            spacings(&stack)
-                .unwrap_err()
-                .to_string()
-                .contains("two limits are named `rate`")
-        );
+        assert!(spacings(&stack).unwrap_err().to_string().contains("two limits are named `rate`"));
     }
 
     #[test]
     fn a_call_heavier_than_the_burst_is_refused_with_a_way_out() {
-        let per_model = Limit {
-            unit: Unit::Model,
-            ..limit(10, Judge::Sliding, 5, 8.0)
-        };
-        let stack = Stack {
-            name: "restb".into(),
-            limits: vec![per_model],
-        };
+        let per_model = Limit { unit: Unit::Model, ..limit(10, Judge::Sliding, 5, 8.0) };
+        let stack = Stack { name: "restb".into(), limits: vec![per_model] };
         assert!(fits(&stack, 5).is_ok());
         let message = fits(&stack, 6).unwrap_err().to_string();
         assert!(message.contains("6 models") && message.contains("`rate`") && message.contains("burst"));

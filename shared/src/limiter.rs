@@ -85,11 +85,7 @@ impl Stack {
     /// The tightest limit, in calls of `models` models per second.
     pub fn rate_per_s(&self, models: u32) -> Option<f64> {
         let rate = |limit: &Limit| {
-            let units = if limit.unit == Unit::Model {
-                models.max(1)
-            } else {
-                1
-            };
+            let units = if limit.unit == Unit::Model { models.max(1) } else { 1 };
             f64::from(limit.calls) * 1000.0 / limit.per_ms as f64 / f64::from(units)
         };
         self.limits.iter().map(rate).min_by(f64::total_cmp)

@@ -103,12 +103,7 @@ impl Unsettled {
     /// # Errors
     /// The job will be delivered again; [`QueueError::Unacked`] says that its results are out all the same.
     pub async fn complete(self, results: Vec<ImageResult>) -> Result<(), QueueError> {
-        self.0
-            .settle(Settlement {
-                results,
-                then: Then::Done,
-            })
-            .await
+        self.0.settle(Settlement { results, then: Then::Done }).await
     }
 
     /// An attempt failed: what is answered is published, `job` (with what is missing) comes back after `after`
@@ -123,12 +118,7 @@ impl Unsettled {
         after: Duration,
     ) -> Result<(), QueueError> {
         job.attempt += 1;
-        self.0
-            .settle(Settlement {
-                results,
-                then: Then::Again(Box::new(job), after),
-            })
-            .await
+        self.0.settle(Settlement { results, then: Then::Again(Box::new(job), after) }).await
     }
 
     /// No call counted: the job comes back after `after`, no attempt spent.
@@ -136,12 +126,7 @@ impl Unsettled {
     /// # Errors
     /// As [`complete`](Self::complete).
     pub async fn release(self, job: Job, after: Duration) -> Result<(), QueueError> {
-        self.0
-            .settle(Settlement {
-                results: Vec::new(),
-                then: Then::Again(Box::new(job), after),
-            })
-            .await
+        self.0.settle(Settlement { results: Vec::new(), then: Then::Again(Box::new(job), after) }).await
     }
 
     /// The job will not be tried again by itself: its results (failures among them) are published, and it is
@@ -155,20 +140,13 @@ impl Unsettled {
         results: Vec<ImageResult>,
         reason: Reason,
     ) -> Result<(), QueueError> {
-        self.0
-            .settle(Settlement {
-                results,
-                then: Then::Dead(Box::new(job), reason),
-            })
-            .await
+        self.0.settle(Settlement { results, then: Then::Dead(Box::new(job), reason) }).await
     }
 }
 
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Delivery")
-            .field("job", &self.job.id)
-            .finish_non_exhaustive()
+        f.debug_struct("Delivery").field("job", &self.job.id).finish_non_exhaustive()
     }
 }
 

@@ -163,12 +163,7 @@ impl ImageResult {
     /// The routing key: `<provider>.<model>.<outcome>.<batch>`, each one word.
     pub fn routing_key(&self) -> String {
         let outcome = self.outcome.as_str();
-        format!(
-            "{}.{}.{outcome}.{}",
-            word(&self.provider),
-            word(&self.model),
-            self.batch
-        )
+        format!("{}.{}.{outcome}.{}", word(&self.provider), word(&self.model), self.batch)
     }
 }
 
@@ -178,13 +173,7 @@ impl ImageResult {
 pub fn word(text: &str) -> String {
     let mut word: String = text
         .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || "-_:/@+".contains(c) {
-                c
-            } else {
-                '_'
-            }
-        })
+        .map(|c| if c.is_ascii_alphanumeric() || "-_:/@+".contains(c) { c } else { '_' })
         .collect();
     word.truncate(60);
     word
@@ -295,10 +284,9 @@ impl Announcement {
                 Ok(Self::Result(Box::new(event.data), event.traceparent))
             }
             BATCH_EVENT => Ok(Self::Batch(read::<CloudEvent<BatchEvent>>(bytes)?.data)),
-            other => Err(UnreadableEvent(format!(
-                "unknown type `{}`",
-                other.chars().take(80).collect::<String>()
-            ))),
+            other => {
+                Err(UnreadableEvent(format!("unknown type `{}`", other.chars().take(80).collect::<String>())))
+            }
         }
     }
 }
@@ -327,16 +315,8 @@ mod tests {
     use crate::job::Image;
 
     fn result() -> ImageResult {
-        let image = Image {
-            id: "i1".into(),
-            source: Source::Inline("QUJD".into()),
-        };
-        let job = Job::new(
-            "b".parse().unwrap(),
-            image,
-            "my.provider".into(),
-            vec!["m*1".into()],
-        );
+        let image = Image { id: "i1".into(), source: Source::Inline("QUJD".into()) };
+        let job = Job::new("b".parse().unwrap(), image, "my.provider".into(), vec!["m*1".into()]);
         ImageResult::of(&job, "m*1", Outcome::Ok)
     }
 

@@ -41,18 +41,12 @@ where
 {
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("log filter `{filter}`: {error}"))?;
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(writer)
-        .with_ansi(colour);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colour);
     let started = match format {
         LogFormat::Text => log.with_target(false).try_init(),
-        LogFormat::Json => log
-            .json()
-            .flatten_event(true)
-            .with_current_span(true)
-            .with_span_list(false)
-            .try_init(),
+        LogFormat::Json => {
+            log.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
+        }
     };
     started.map_err(|error| error.to_string())
 }
@@ -157,17 +151,8 @@ impl Metrics {
         let seconds = || Unit::Seconds;
         let r = &mut self.registry;
         r.register("calls", "Calls by provider and class", self.calls.clone());
-        r.register_with_unit(
-            "call_duration",
-            "Leaving to last byte",
-            seconds(),
-            self.call_duration.clone(),
-        );
-        r.register(
-            "results",
-            "Results by provider, model and outcome",
-            self.results.clone(),
-        );
+        r.register_with_unit("call_duration", "Leaving to last byte", seconds(), self.call_duration.clone());
+        r.register("results", "Results by provider, model and outcome", self.results.clone());
         r.register("settled", "Settled deliveries by verb", self.settled.clone());
         r.register_with_unit(
             "slot_wait",
@@ -175,26 +160,14 @@ impl Metrics {
             seconds(),
             self.slot_wait.clone(),
         );
-        r.register(
-            "slots_forfeited",
-            "Slots reached too late",
-            self.slots_forfeited.clone(),
-        );
+        r.register("slots_forfeited", "Slots reached too late", self.slots_forfeited.clone());
         r.register("hold_offs", "Hold-offs called for", self.hold_offs.clone());
         r.register("cost", "Cost of calls in the provider's units", self.cost.clone());
         r.register("jobs_in_hand", "Jobs in hand now", self.in_hand.clone());
         r.register("calls_in_flight", "Calls under way now", self.in_flight.clone());
         r.register("prefetch", "Jobs asked of each lane ahead", self.prefetch.clone());
-        r.register(
-            "already_settled",
-            "Redelivered jobs that cost nothing",
-            self.already_settled.clone(),
-        );
-        r.register(
-            "attempts",
-            "Attempts of a job when it ended",
-            self.attempts.clone(),
-        );
+        r.register("already_settled", "Redelivered jobs that cost nothing", self.already_settled.clone());
+        r.register("attempts", "Attempts of a job when it ended", self.attempts.clone());
     }
 
     /// The metrics in the OpenMetrics text format.
@@ -213,27 +186,10 @@ mod tests {
     #[test]
     fn every_metric_is_shown_with_its_prefix_and_unit() {
         let metrics = Metrics::new();
-        metrics
-            .calls
-            .get_or_create(&CallLabels {
-                provider: "restb".into(),
-                class: "ok",
-            })
-            .inc();
-        metrics
-            .slot_wait
-            .get_or_create(&ProviderLabel {
-                provider: "restb".into(),
-            })
-            .observe(0.25);
+        metrics.calls.get_or_create(&CallLabels { provider: "restb".into(), class: "ok" }).inc();
+        metrics.slot_wait.get_or_create(&ProviderLabel { provider: "restb".into() }).observe(0.25);
         let text = metrics.render();
-        assert!(
-            text.contains("pixfleet_calls_total{provider=\"restb\",class=\"ok\"} 1"),
-            "{text}"
-        );
-        assert!(
-            text.contains("pixfleet_slot_wait_seconds_sum{provider=\"restb\"} 0.25"),
-            "{text}"
-        );
+        assert!(text.contains("pixfleet_calls_total{provider=\"restb\",class=\"ok\"} 1"), "{text}");
+        assert!(text.contains("pixfleet_slot_wait_seconds_sum{provider=\"restb\"} 0.25"), "{text}");
     }
 }

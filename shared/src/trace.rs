@@ -23,20 +23,13 @@ pub struct NotATraceParent;
 impl TraceParent {
     /// A new, sampled trace.
     pub fn random() -> Self {
-        Self {
-            trace: rand::random::<u128>().max(1),
-            span: rand::random::<u64>().max(1),
-            flags: 1,
-        }
+        Self { trace: rand::random::<u128>().max(1), span: rand::random::<u64>().max(1), flags: 1 }
     }
 
     /// The same trace with a new span: what a role passes on.
     #[must_use]
     pub fn child(self) -> Self {
-        Self {
-            span: rand::random::<u64>().max(1),
-            ..self
-        }
+        Self { span: rand::random::<u64>().max(1), ..self }
     }
 
     /// The trace's id, 32 hex digits.
@@ -50,10 +43,7 @@ impl FromStr for TraceParent {
 
     fn from_str(text: &str) -> Result<Self, NotATraceParent> {
         let lower_hex = |part: &str, len| {
-            part.len() == len
-                && part
-                    .bytes()
-                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
         };
         let parts: Vec<&str> = text.split('-').collect();
         let [version, trace, span, flags] = parts[..] else {
@@ -67,11 +57,7 @@ impl FromStr for TraceParent {
             span: u64::from_str_radix(span, 16).map_err(|_| NotATraceParent)?,
             flags: u8::from_str_radix(flags, 16).map_err(|_| NotATraceParent)?,
         };
-        if parsed.trace == 0 || parsed.span == 0 {
-            Err(NotATraceParent)
-        } else {
-            Ok(parsed)
-        }
+        if parsed.trace == 0 || parsed.span == 0 { Err(NotATraceParent) } else { Ok(parsed) }
     }
 }
 

@@ -26,15 +26,9 @@ const AT_ONCE: usize = 50;
 #[tokio::main]
 async fn main() -> Result<()> {
     let server = PrivateRedis::start(&[]).await;
-    let config = Config {
-        url: server.url(),
-        ..Config::default()
-    };
+    let config = Config { url: server.url(), ..Config::default() };
     let engine = Redis::start(&config)?;
-    engine
-        .ready(Duration::from_secs(5))
-        .await
-        .map_err(|why| anyhow!(why))?;
+    engine.ready(Duration::from_secs(5)).await.map_err(|why| anyhow!(why))?;
     let mut connection = server.connection().await;
 
     let limits = ["second", "minute", "day"].map(|name| limit(name, 2_000_000, Unit::Call, 1_000_000));
@@ -67,7 +61,5 @@ async fn info(connection: &mut MultiplexedConnection, section: &str) -> Result<S
 }
 
 fn field<'a>(info: &'a str, name: &str) -> Result<&'a str> {
-    info.lines()
-        .find_map(|line| line.strip_prefix(name))
-        .with_context(|| format!("INFO has no {name}"))
+    info.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("INFO has no {name}"))
 }

@@ -63,7 +63,8 @@ impl Fleet {
             sandbox.url()
         );
         std::fs::write(folder.path().join("pixfleet.toml"), toml).unwrap();
-        let queue = RabbitQueue::connect(Config { url: rabbitmq_url.clone(), ..Config::default() }).await.unwrap();
+        let queue =
+            RabbitQueue::connect(Config { url: rabbitmq_url.clone(), ..Config::default() }).await.unwrap();
         let namespace = servers::fresh_name("fleet");
         Self { sandbox, queue, rabbitmq_url, without_redis: false, workers: Vec::new(), namespace, folder }
     }
@@ -118,7 +119,9 @@ impl Fleet {
             }
         };
         let page = timeout(PATIENCE, page).await;
-        page.unwrap_or_else(|_| panic!("worker {number} never answered {path} with {text}:\n{}", self.log(number)))
+        page.unwrap_or_else(|_| {
+            panic!("worker {number} never answered {path} with {text}:\n{}", self.log(number))
+        })
     }
 
     /// A page of the worker's admin address.
@@ -180,7 +183,11 @@ impl Fleet {
     }
 
     /// Receives until every expected result was seen; returns them by id, and how many repetitions came.
-    pub async fn collect(&self, subscriber: &mut dyn Subscriber, expected: usize) -> (BTreeMap<Id, ImageResult>, usize) {
+    pub async fn collect(
+        &self,
+        subscriber: &mut dyn Subscriber,
+        expected: usize,
+    ) -> (BTreeMap<Id, ImageResult>, usize) {
         let (mut seen, mut repetitions) = (BTreeMap::new(), 0);
         while seen.len() < expected {
             let next = timeout(PATIENCE, subscriber.next()).await;
@@ -239,13 +246,15 @@ pub fn image_url(n: usize) -> String {
 pub fn pixfleet() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.ancestors().find(|folder| folder.join("pixfleet").is_file());
-    let missing = "no `pixfleet` beside the tests: build it first, as tests/run does (`cargo build -p pixfleet-cli`)";
+    let missing =
+        "no `pixfleet` beside the tests: build it first, as tests/run does (`cargo build -p pixfleet-cli`)";
     profile.expect(missing).join("pixfleet")
 }
 
 /// The most memory that a process had resident, in bytes.
 pub fn peak_memory(process: u32) -> u64 {
-    let status = std::fs::read_to_string(Path::new("/proc").join(process.to_string()).join("status")).unwrap();
+    let status =
+        std::fs::read_to_string(Path::new("/proc").join(process.to_string()).join("status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
 }

@@ -70,15 +70,8 @@ impl PrivateRedis {
             .expect("redis-server runs (tests/services install)");
         self.process = Some(process);
         let deadline = Instant::now() + Duration::from_secs(10);
-        while tokio::net::TcpStream::connect(("127.0.0.1", self.port))
-            .await
-            .is_err()
-        {
-            assert!(
-                Instant::now() < deadline,
-                "redis-server on port {} does not listen",
-                self.port
-            );
+        while tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
+            assert!(Instant::now() < deadline, "redis-server on port {} does not listen", self.port);
             sleep(Duration::from_millis(10)).await;
         }
     }
@@ -109,9 +102,7 @@ impl PrivateRedis {
 
     fn signal(&self, signal: &str) {
         let process = self.process.as_ref().expect("a running server");
-        let sent = Command::new("kill")
-            .args([signal, &process.id().to_string()])
-            .status();
+        let sent = Command::new("kill").args([signal, &process.id().to_string()]).status();
         assert!(sent.is_ok_and(|status| status.success()), "kill {signal}");
     }
 }
@@ -135,8 +126,5 @@ fn free_port() -> u16 {
 pub async fn connection(url: &str) -> redis::aio::MultiplexedConnection {
     let client = redis::Client::open(url).expect("a Redis URL");
     let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(10)));
-    client
-        .get_multiplexed_async_connection_with_config(&patient)
-        .await
-        .expect("a connection to Redis")
+    client.get_multiplexed_async_connection_with_config(&patient).await.expect("a connection to Redis")
 }

@@ -32,10 +32,14 @@ pub fn fresh_name(prefix: &str) -> String {
 /// A virtual host of its own on the private RabbitMQ: queues have fixed names, and tests run side by side.
 pub fn fresh_rabbitmq_url() -> String {
     let vhost = fresh_name("test");
-    let made = services(&["ctl", "eval", &format!(
-        "rabbit_vhost:add(<<\"{vhost}\">>, <<\"test\">>), rabbit_auth_backend_internal:set_permissions(\
+    let made = services(&[
+        "ctl",
+        "eval",
+        &format!(
+            "rabbit_vhost:add(<<\"{vhost}\">>, <<\"test\">>), rabbit_auth_backend_internal:set_permissions(\
          <<\"guest\">>, <<\"{vhost}\">>, <<\".*\">>, <<\".*\">>, <<\".*\">>, <<\"test\">>)."
-    )]);
+        ),
+    ]);
     assert!(made.status.success(), "no virtual host: {}", String::from_utf8_lossy(&made.stderr));
     let url = rabbitmq_url();
     let base = url.rsplit_once('/').map_or(url.as_str(), |(base, _)| base);

@@ -36,35 +36,20 @@ fn run(arguments: &[String]) -> (String, String) {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PIXFLEET_")) {
         command.env_remove(name);
     }
-    let output = command
-        .args(arguments)
-        .current_dir(folder.path())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    (
-        String::from_utf8_lossy(&output.stdout).into(),
-        String::from_utf8_lossy(&output.stderr).into(),
-    )
+    let output = command.args(arguments).current_dir(folder.path()).stdin(Stdio::null()).output().unwrap();
+    (String::from_utf8_lossy(&output.stdout).into(), String::from_utf8_lossy(&output.stderr).into())
 }
 
 /// Why the binary refuses this command line, if it does. The command itself is not run: the settings that it would
 /// begin with are not there, and the command line is read before them.
 fn refusal(arguments: &[String], last: &[&str]) -> Option<String> {
     let named = arguments.iter().any(|word| word == "--config");
-    let last = last
-        .iter()
-        .map(|&word| word.to_owned())
-        .filter(|_| !named || last == ["--help"]);
+    let last = last.iter().map(|&word| word.to_owned()).filter(|_| !named || last == ["--help"]);
     let all: Vec<String> = arguments.iter().cloned().chain(last).collect();
     let (_, stderr) = run(&all);
-    stderr.contains(REFUSED).then(|| {
-        format!(
-            "`pixfleet {}`: {}",
-            arguments.join(" "),
-            stderr.lines().next().unwrap_or_default()
-        )
-    })
+    stderr
+        .contains(REFUSED)
+        .then(|| format!("`pixfleet {}`: {}", arguments.join(" "), stderr.lines().next().unwrap_or_default()))
 }
 
 fn bad_links(page: &Page) -> Vec<String> {
@@ -77,11 +62,7 @@ fn bad_links(page: &Page) -> Vec<String> {
             }
             let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
             let here = page.path.parent().unwrap();
-            let target = if file.is_empty() {
-                page.path.clone()
-            } else {
-                here.join(file)
-            };
+            let target = if file.is_empty() { page.path.clone() } else { here.join(file) };
             if !file.is_empty() && !root().join(&target).exists() {
                 problems.push(page.at(number, &format!("the link `{link}` leads nowhere")));
             } else if !anchor.is_empty() && !linked(page, file, &target).anchors().contains(anchor) {
@@ -94,10 +75,7 @@ fn bad_links(page: &Page) -> Vec<String> {
 
 fn linked(from: &Page, file: &str, target: &Path) -> Page {
     if file.is_empty() {
-        return Page {
-            path: from.path.clone(),
-            text: from.text.clone(),
-        };
+        return Page { path: from.path.clone(), text: from.text.clone() };
     }
     let mut path = PathBuf::new();
     for part in target.components() {
@@ -112,10 +90,8 @@ fn linked(from: &Page, file: &str, target: &Path) -> Page {
 
 /// Words that name a file of the repository: below one of its folders, or at its root.
 fn bad_paths(page: &Page) -> Vec<String> {
-    let typed = page
-        .typed()
-        .into_iter()
-        .flat_map(|(line, words)| words.into_iter().map(move |word| (line, word)));
+    let typed =
+        page.typed().into_iter().flat_map(|(line, words)| words.into_iter().map(move |word| (line, word)));
     let words = page.inline().into_iter().chain(typed);
     let missing = |word: &str| names_a_file(word) && !root().join(word).exists();
     words
@@ -139,9 +115,7 @@ fn names_a_file(word: &str) -> bool {
     ];
     let plain = !word.contains(|c: char| c.is_whitespace() || "<>*{}$…=".contains(c));
     let at_root = !word.contains('/')
-        && [".md", "deny.toml", "Cargo.toml", "justfile"]
-            .iter()
-            .any(|end| word.ends_with(end));
+        && [".md", "deny.toml", "Cargo.toml", "justfile"].iter().any(|end| word.ends_with(end));
     // What a user makes for himself is in no clone.
     let own = read("deploy/.gitignore")
         .lines()
@@ -177,15 +151,7 @@ fn bad_commands(page: &Page) -> Vec<String> {
 /// The parts of the benchmark that a page names, against those that its script knows.
 fn bad_bench_parts(page: &Page) -> Vec<String> {
     let script = read("tests/bench");
-    let known: Vec<&str> = script
-        .split('[')
-        .nth(1)
-        .unwrap()
-        .split(']')
-        .next()
-        .unwrap()
-        .split('|')
-        .collect();
+    let known: Vec<&str> = script.split('[').nth(1).unwrap().split(']').next().unwrap().split('|').collect();
     let inline = page
         .inline()
         .into_iter()
@@ -193,9 +159,7 @@ fn bad_bench_parts(page: &Page) -> Vec<String> {
     let mut problems = Vec::new();
     for (line, words) in inline.chain(page.typed()) {
         let named = words.iter().skip(1).filter(|word| !word.starts_with("--"));
-        for part in named
-            .filter(|_| words[0] == "tests/bench")
-            .filter(|part| !known.contains(&part.as_str()))
+        for part in named.filter(|_| words[0] == "tests/bench").filter(|part| !known.contains(&part.as_str()))
         {
             problems.push(page.at(line, &format!("tests/bench has no part `{part}`")));
         }
@@ -205,12 +169,7 @@ fn bad_bench_parts(page: &Page) -> Vec<String> {
 
 fn hold(check: impl Fn(&Page) -> Vec<String>) {
     let problems: Vec<String> = pages().iter().flat_map(check).collect();
-    assert!(
-        problems.is_empty(),
-        "{} problems\n{}",
-        problems.len(),
-        problems.join("\n")
-    );
+    assert!(problems.is_empty(), "{} problems\n{}", problems.len(), problems.join("\n"));
 }
 
 #[test]
@@ -247,10 +206,7 @@ fn every_page_that_the_help_names_exists() {
             .split(|c: char| c.is_whitespace() || "(),;".contains(c))
             .filter(|word| word.starts_with("docs/"));
         for word in named.filter(|word| word.ends_with(".md")) {
-            assert!(
-                root().join(word).exists(),
-                "`pixfleet {role} --help` names {word}"
-            );
+            assert!(root().join(word).exists(), "`pixfleet {role} --help` names {word}");
         }
     }
 }
@@ -258,11 +214,8 @@ fn every_page_that_the_help_names_exists() {
 #[test]
 fn the_first_commands_of_the_readme_are_those_of_ci() {
     let readme = page("README.md");
-    let first = readme
-        .fences()
-        .into_iter()
-        .find(|fence| fence.language == "sh")
-        .expect("a block of commands");
+    let first =
+        readme.fences().into_iter().find(|fence| fence.language == "sh").expect("a block of commands");
     let ci = read(".ci/run") + &read(".github/workflows/ci.yml");
     let ci: Vec<Vec<String>> = ci
         .lines()
@@ -270,11 +223,7 @@ fn the_first_commands_of_the_readme_are_those_of_ci() {
         .flat_map(commands)
         .collect();
     let commands = commands(&first.text);
-    assert_eq!(
-        commands.len(),
-        2,
-        "one runs the job, one passes the tests: {commands:?}"
-    );
+    assert_eq!(commands.len(), 2, "one runs the job, one passes the tests: {commands:?}");
     for command in commands {
         assert!(ci.contains(&command), "CI does not run `{}`", command.join(" "));
     }
@@ -282,24 +231,15 @@ fn the_first_commands_of_the_readme_are_those_of_ci() {
 
 #[test]
 fn the_settings_of_the_readme_are_fine() {
-    let settings: Vec<Fence> = page("README.md")
-        .fences()
-        .into_iter()
-        .filter(|fence| fence.language == "toml")
-        .collect();
+    let settings: Vec<Fence> =
+        page("README.md").fences().into_iter().filter(|fence| fence.language == "toml").collect();
     assert!(!settings.is_empty(), "the README shows no settings");
     for fence in settings {
         let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
         fs::write(file.path(), &fence.text).unwrap();
         let path = file.path().to_str().unwrap();
         let said = run(&["config", "check", "--without-keys", "--config", path].map(str::to_owned));
-        assert_eq!(
-            said.0.trim(),
-            "the settings are fine",
-            "README.md:{}: {}",
-            fence.line,
-            said.1
-        );
+        assert_eq!(said.0.trim(), "the settings are fine", "README.md:{}: {}", fence.line, said.1);
     }
 }
 
@@ -317,13 +257,7 @@ fn every_page_is_in_the_index() {
 #[test]
 fn the_architecture_names_every_exchange_and_queue() {
     let text = read("ARCHITECTURE.md");
-    for name in [
-        JOBS_EXCHANGE,
-        DEAD_EXCHANGE,
-        DEAD_QUEUE,
-        RESULTS_EXCHANGE,
-        RESULTS_LOG,
-    ] {
+    for name in [JOBS_EXCHANGE, DEAD_EXCHANGE, DEAD_QUEUE, RESULTS_EXCHANGE, RESULTS_LOG] {
         assert!(text.contains(&format!("`{name}`")), "{name} is not there");
     }
     let tiers = RETRY_TIERS.map(|(name, _)| name).join(" ");

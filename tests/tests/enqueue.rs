@@ -83,7 +83,8 @@ impl Site {
         let record = self.record(&plan).unwrap();
         let order = Order { batch: batch(), priority: Priority::Bulk, plan, trace: None, bad_rows };
         let queue = self.queue().await;
-        let outcome = enqueue(queue.clone(), manifest, record, order, &Config::default(), stop, progress).await;
+        let outcome =
+            enqueue(queue.clone(), manifest, record, order, &Config::default(), stop, progress).await;
         queue.close().await;
         outcome
     }
@@ -95,10 +96,13 @@ impl Site {
         for lane in 0..rabbit::Config::default().lanes {
             let name = job_queue(Priority::Bulk, lane);
             let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-            let queue = channel.queue_declare(name.as_str().into(), passive, FieldTable::default()).await.unwrap();
+            let queue =
+                channel.queue_declare(name.as_str().into(), passive, FieldTable::default()).await.unwrap();
             let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-            let mut jobs =
-                channel.basic_consume(name.as_str().into(), "".into(), options, FieldTable::default()).await.unwrap();
+            let mut jobs = channel
+                .basic_consume(name.as_str().into(), "".into(), options, FieldTable::default())
+                .await
+                .unwrap();
             for _ in 0..queue.message_count() {
                 let delivery = timeout(PATIENCE, jobs.next()).await.unwrap().unwrap().unwrap();
                 *seen.entry(Job::from_message(&delivery.data).unwrap().id).or_default() += 1;
@@ -157,8 +161,10 @@ async fn every_row_ends_in_one_place_and_subscribers_hear_how_much_to_expect() {
     assert_eq!((rows, images, duplicates, bad_rows), (1022, 1000, 20, 2));
     assert_eq!((enqueued, already, results, summary.calls), (2000, 0, 3000, 2000));
     let left_out = fs::read_to_string(kept).unwrap();
-    let lines: Vec<u64> =
-        left_out.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["line"].as_u64().unwrap()).collect();
+    let lines: Vec<u64> = left_out
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["line"].as_u64().unwrap())
+        .collect();
     assert_eq!(lines, [1022, 1023]);
     assert_eq!(site.told(2).await, [(BatchState::Opened, 0, 0), (BatchState::Closed, 2000, 3000)]);
     let seen = site.drain().await;
@@ -178,7 +184,11 @@ async fn an_enqueue_that_is_run_again_adds_nothing_and_one_with_more_rows_adds_t
     let more = site.run(BadRows::Stop).await.unwrap();
     assert_eq!((more.tally.enqueued, more.tally.already, more.batch_jobs), (200, 1000, 1200));
     let seen = site.drain().await;
-    assert_eq!((seen.len(), seen.values().sum::<u32>()), (1200, 1200), "on one lane over all runs, once each");
+    assert_eq!(
+        (seen.len(), seen.values().sum::<u32>()),
+        (1200, 1200),
+        "on one lane over all runs, once each"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -302,7 +312,8 @@ fn kill_when(enqueued: u64, folder: &str, url: &str) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement: run it alone, and with --release"]
 async fn the_rate_is_most_of_what_a_bare_loop_reaches() {
-    let count = std::env::var("PIXFLEET_TEST_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(100_000_u32);
+    let count =
+        std::env::var("PIXFLEET_TEST_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(100_000_u32);
     let mut shares = Vec::new();
     for _ in 0..3 {
         let folder = tempfile::tempdir().unwrap();
@@ -330,10 +341,13 @@ async fn bare_loop(site: &Site, count: u32) -> f64 {
     let started = Instant::now();
     let mut unconfirmed = FuturesUnordered::new();
     for _ in 0..count {
-        let properties = BasicProperties::default().with_delivery_mode(2).with_message_id(job.id.to_string().into());
+        let properties =
+            BasicProperties::default().with_delivery_mode(2).with_message_id(job.id.to_string().into());
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let confirm =
-            channel.basic_publish(JOBS_EXCHANGE.into(), key.as_str().into(), options, &body, properties).await.unwrap();
+        let confirm = channel
+            .basic_publish(JOBS_EXCHANGE.into(), key.as_str().into(), options, &body, properties)
+            .await
+            .unwrap();
         unconfirmed.push(confirm);
         if unconfirmed.len() >= 1000 {
             unconfirmed.next().await.unwrap().unwrap();

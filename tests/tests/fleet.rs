@@ -41,7 +41,11 @@ async fn two_workers_under_one_limit_answer_every_job_once_and_meet_no_429() {
     for job in &jobs {
         let result = &results[&job.result_id("m")];
         let Source::Url(url) = &job.image.source else { unreachable!() };
-        assert_eq!(result.answer.as_ref().unwrap().labels[0].label, answer::label_for(url, "m"), "{result:?}");
+        assert_eq!(
+            result.answer.as_ref().unwrap().labels[0].label,
+            answer::label_for(url, "m"),
+            "{result:?}"
+        );
         assert_eq!(result.call.as_ref().unwrap().limit_per_s, Some(50.0));
     }
     let bill = fleet.sandbox.bill().total;
@@ -52,7 +56,8 @@ async fn two_workers_under_one_limit_answer_every_job_once_and_meet_no_429() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_of_four_workers_killed_in_mid_run_lose_nothing_and_each_result_is_seen_once() {
-    let mut fleet = Fleet::start(sandbox(Rule::None, 1, 50), "limits = [{ name = \"rate\", calls = 200 }]", "").await;
+    let mut fleet =
+        Fleet::start(sandbox(Rule::None, 1, 50), "limits = [{ name = \"rate\", calls = 200 }]", "").await;
     let mut subscriber = fleet.subscribe("b").await;
     for _ in 0..4 {
         fleet.start_worker();
@@ -77,15 +82,23 @@ async fn a_429_pauses_the_whole_fleet_and_spends_no_attempt() {
     let settings = Settings { retry_after: RetryAfter::Seconds, ..sandbox(Rule::Fixed, 5, 5) };
     // A provider that promises more than its API allows: only the hold-off keeps the fleet in bounds.
     let mut fleet =
-        Fleet::start(settings, "limits = [{ name = \"rate\", calls = 20 }]", "[worker.retry]\nattempts = 1").await;
+        Fleet::start(settings, "limits = [{ name = \"rate\", calls = 20 }]", "[worker.retry]\nattempts = 1")
+            .await;
     let mut subscriber = fleet.subscribe("b").await;
     for _ in 0..2 {
         fleet.start_worker();
     }
     fleet.enqueue("b", 25).await;
     let (results, _) = fleet.collect(&mut *subscriber, 25).await;
-    assert_eq!(outcomes(results.values()), BTreeMap::from([(Outcome::Ok, 25)]), "a 429 was taken for an attempt");
-    assert!(results.values().any(|result| result.call.as_ref().unwrap().throttled > 0), "the judge never judged");
+    assert_eq!(
+        outcomes(results.values()),
+        BTreeMap::from([(Outcome::Ok, 25)]),
+        "a 429 was taken for an attempt"
+    );
+    assert!(
+        results.values().any(|result| result.call.as_ref().unwrap().throttled > 0),
+        "the judge never judged"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,8 +122,7 @@ async fn sigterm_finishes_what_is_in_flight_gives_back_the_rest_and_reports() {
 async fn failures_are_retried_and_given_up_ones_are_dead_letters_with_results() {
     let faults = Faults { error_500: 1.0, ..Faults::default() };
     let settings = Settings { faults, ..sandbox(Rule::None, 1, 0) };
-    let mut fleet =
-        Fleet::start(settings, LIMIT_50, "[worker.retry]\nattempts = 2\nbase_ms = 10").await;
+    let mut fleet = Fleet::start(settings, LIMIT_50, "[worker.retry]\nattempts = 2\nbase_ms = 10").await;
     let mut subscriber = fleet.subscribe("b").await;
     fleet.start_worker();
     fleet.enqueue("b", 5).await;
@@ -177,12 +189,9 @@ async fn a_private_address_is_refused_unless_allowed_and_the_picture_is_sent_as_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_key_shows_in_no_log_metric_or_result() {
-    let mut fleet = Fleet::start(
-        sandbox(Rule::None, 1, 0),
-        LIMIT_50,
-        "[log]\nfilter = \"trace\"\nformat = \"json\"",
-    )
-    .await;
+    let mut fleet =
+        Fleet::start(sandbox(Rule::None, 1, 0), LIMIT_50, "[log]\nfilter = \"trace\"\nformat = \"json\"")
+            .await;
     let mut subscriber = fleet.subscribe("b").await;
     let worker = fleet.start_worker();
     fleet.ready(worker).await;
@@ -201,7 +210,8 @@ async fn the_key_shows_in_no_log_metric_or_result() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_redis_nothing_leaves_and_readyz_says_why() {
-    let mut fleet = Fleet::start(sandbox(Rule::None, 1, 0), LIMIT_50, "[redis]\nurl = \"redis://127.0.0.1:1/0\"").await;
+    let mut fleet =
+        Fleet::start(sandbox(Rule::None, 1, 0), LIMIT_50, "[redis]\nurl = \"redis://127.0.0.1:1/0\"").await;
     // The environment wins over the file; this fleet's workers must not have a Redis.
     fleet.without_redis = true;
     let worker = fleet.start_worker();

@@ -1,8 +1,5 @@
 //! The rate limiter and the ledger on a real Redis.
-#![expect(
-    clippy::unwrap_used,
-    reason = "what fails here fails the test, and says where"
-)]
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,11 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn config(url: &str) -> Config {
-    Config {
-        url: url.to_owned(),
-        namespace: fresh_name("limiter"),
-        ..Config::default()
-    }
+    Config { url: url.to_owned(), namespace: fresh_name("limiter"), ..Config::default() }
 }
 
 /// `size` processes of one fleet.
@@ -41,10 +34,7 @@ async fn fleet(config: &Config, size: usize) -> Vec<Redis> {
 }
 
 fn clients(limiters: &[Arc<RedisLimiter>]) -> Vec<&dyn RateLimiter> {
-    limiters
-        .iter()
-        .map(|limiter| &**limiter as &dyn RateLimiter)
-        .collect()
+    limiters.iter().map(|limiter| &**limiter as &dyn RateLimiter).collect()
 }
 
 fn limiters(fleet: &[Redis]) -> Vec<Arc<RedisLimiter>> {
@@ -117,11 +107,7 @@ async fn emptying_the_server_never_frees_a_call() {
 async fn a_forgotten_script_is_loaded_again() {
     let server = PrivateRedis::start(&[]).await;
     never_above_20_while(server, 3, |server, mut connection| async move {
-        redis::cmd("SCRIPT")
-            .arg("FLUSH")
-            .exec_async(&mut connection)
-            .await
-            .unwrap();
+        redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut connection).await.unwrap();
         server
     })
     .await;
@@ -170,10 +156,7 @@ async fn while_the_server_is_away_nothing_is_granted_and_work_goes_on_when_it_is
         let answer = limiter.reserve(&stack, &[1]).await;
         assert!(matches!(&answer, Err(LimiterError::Away(_))), "{answer:?}");
     }
-    assert!(matches!(
-        ledger.begin(Id::of(&[b"job"])).await,
-        Err(LedgerError::Away(_))
-    ));
+    assert!(matches!(ledger.begin(Id::of(&[b"job"])).await, Err(LedgerError::Away(_))));
     let why = limiter.health().unwrap_err();
     assert!(why.contains(&server.port().to_string()), "{why}");
 
@@ -196,11 +179,7 @@ async fn a_process_starts_without_a_server_and_waits_for_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_server_grants_nothing_and_its_connections_are_replaced() {
     let server = PrivateRedis::start(&[]).await;
-    let engine = Redis::start(&Config {
-        response_timeout_ms: 100,
-        ..config(&server.url())
-    })
-    .unwrap();
+    let engine = Redis::start(&Config { response_timeout_ms: 100, ..config(&server.url()) }).unwrap();
     well_again(&engine).await;
     let limiter = engine.limiter();
     let stack = per_second("test.frozen", 20);
@@ -210,12 +189,7 @@ async fn a_frozen_server_grants_nothing_and_its_connections_are_replaced() {
     // Many at once, more than there are connections: each has its answer, and it is no.
     let asked = join_all((0..50).map(|_| limiter.reserve(&stack, &[1])));
     let answers = timeout(PATIENCE, asked).await.unwrap();
-    assert!(
-        answers
-            .iter()
-            .all(|answer| matches!(answer, Err(LimiterError::Away(_)))),
-        "{answers:?}"
-    );
+    assert!(answers.iter().all(|answer| matches!(answer, Err(LimiterError::Away(_)))), "{answers:?}");
     assert!(limiter.health().is_err());
 
     server.thaw();
@@ -232,24 +206,11 @@ async fn a_server_that_was_demoted_grants_nothing_until_it_may_write() {
     slots(&*limiter, &stack, &[1]).await;
     let mut connection = server.connection().await;
     let mut replica_of = redis::cmd("REPLICAOF");
-    replica_of
-        .arg("127.0.0.1")
-        .arg(1)
-        .exec_async(&mut connection)
-        .await
-        .unwrap();
+    replica_of.arg("127.0.0.1").arg(1).exec_async(&mut connection).await.unwrap();
     let why = limiter.reserve(&stack, &[1]).await.unwrap_err().to_string();
-    assert!(
-        why.contains("READONLY") || why.to_lowercase().contains("read only"),
-        "{why}"
-    );
+    assert!(why.contains("READONLY") || why.to_lowercase().contains("read only"), "{why}");
 
-    redis::cmd("REPLICAOF")
-        .arg("NO")
-        .arg("ONE")
-        .exec_async(&mut connection)
-        .await
-        .unwrap();
+    redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec_async(&mut connection).await.unwrap();
     assert!(
         limiter.book(&stack, &[1]).await.unwrap().lost,
         "a promoted server may have missed the last grants"
@@ -265,23 +226,15 @@ async fn a_hold_off_outlives_the_servers_memory() {
     let limiter = engines[0].limiter();
     let stack = per_second("test.remembered", 20);
     limiter.hold_off(&stack, Duration::from_secs(60)).await.unwrap();
-    redis::cmd("FLUSHALL")
-        .exec_async(&mut server.connection().await)
-        .await
-        .unwrap();
+    redis::cmd("FLUSHALL").exec_async(&mut server.connection().await).await.unwrap();
 
     // Whoever remembers it says it again with the next reservation, and not for longer than it was.
     limiter.reserve(&stack, &[1]).await.unwrap();
     let newcomer = &fleet(&config, 1).await[0];
     let answer = newcomer.limiter().reserve(&stack, &[1]).await.unwrap();
-    let Reservation::ComeBack(at) = answer else {
-        panic!("{answer:?}")
-    };
+    let Reservation::ComeBack(at) = answer else { panic!("{answer:?}") };
     let left = at - Instant::now();
-    assert!(
-        left > Duration::from_secs(30) && left < Duration::from_secs(60),
-        "{left:?}"
-    );
+    assert!(left > Duration::from_secs(30) && left < Duration::from_secs(60), "{left:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -293,10 +246,7 @@ async fn a_hold_off_called_while_the_server_was_away_is_told_when_it_is_back() {
     slots(&*other, &stack, &[1]).await;
     server.kill();
     assert!(one.hold_off(&stack, Duration::from_secs(60)).await.is_err());
-    assert!(
-        one.held_until(&stack).is_some(),
-        "the process that was told to stop stops at once"
-    );
+    assert!(one.held_until(&stack).is_some(), "the process that was told to stop stops at once");
 
     server.revive().await;
     well_again(&engines[0]).await;
@@ -312,13 +262,7 @@ async fn a_listener_that_was_cut_off_catches_up() {
     let stack = per_second("test.cut", 20);
     slots(&*other, &stack, &[1]).await;
     let mut connection = server.connection().await;
-    redis::cmd("CLIENT")
-        .arg("KILL")
-        .arg("TYPE")
-        .arg("pubsub")
-        .exec_async(&mut connection)
-        .await
-        .unwrap();
+    redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").exec_async(&mut connection).await.unwrap();
     one.hold_off(&stack, Duration::from_secs(60)).await.unwrap();
     held(&*other, &stack).await;
 }
@@ -340,11 +284,7 @@ async fn a_reservation_is_one_round_trip() {
         limiter.reserve(&stack, &[1, 1, 1]).await.unwrap();
     }
     let end = fresh_name("end");
-    redis::cmd("ECHO")
-        .arg(&end)
-        .exec_async(&mut server.connection().await)
-        .await
-        .unwrap();
+    redis::cmd("ECHO").arg(&end).exec_async(&mut server.connection().await).await.unwrap();
     let mut commands = Vec::new();
     while let Some(line) = timeout(PATIENCE, seen.next()).await.unwrap() {
         if line.contains(&end) {
@@ -356,10 +296,7 @@ async fn a_reservation_is_one_round_trip() {
         }
     }
     assert_eq!(commands.len(), 10, "{commands:#?}");
-    assert!(
-        commands.iter().all(|line| line.contains("\"EVALSHA\"")),
-        "{commands:#?}"
-    );
+    assert!(commands.iter().all(|line| line.contains("\"EVALSHA\"")), "{commands:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -368,16 +305,9 @@ async fn a_wrong_password_is_told_without_the_password() {
     let url = server.url().replace("redis://", "redis://:hunter2@");
     let engine = Redis::start(&config(&url)).unwrap();
     let why = engine.ready(Duration::from_millis(300)).await.unwrap_err();
-    let refused = engine
-        .limiter()
-        .reserve(&per_second("test.password", 1), &[1])
-        .await
-        .unwrap_err();
+    let refused = engine.limiter().reserve(&per_second("test.password", 1), &[1]).await.unwrap_err();
     for text in [why, refused.to_string()] {
-        assert!(
-            text.to_lowercase().contains("auth") || text.contains("WRONGPASS"),
-            "{text}"
-        );
+        assert!(text.to_lowercase().contains("auth") || text.contains("WRONGPASS"), "{text}");
         assert!(!text.contains("hunter2"), "{text}");
     }
 }
@@ -390,20 +320,10 @@ async fn a_settled_job_is_known_to_the_whole_fleet_for_its_time() {
     assert_eq!(engines[0].ledger().begin(job).await.unwrap(), Begun::Fresh);
     engines[0].ledger().settled(job).await.unwrap();
     assert_eq!(engines[1].ledger().begin(job).await.unwrap(), Begun::Settled);
-    assert_eq!(
-        engines[1].ledger().begin(Id::of(&[b"other"])).await.unwrap(),
-        Begun::Fresh
-    );
+    assert_eq!(engines[1].ledger().begin(Id::of(&[b"other"])).await.unwrap(), Begun::Fresh);
 
     let mut connection = pixfleet_tests::private_redis::connection(&redis_url()).await;
     let key = [config.namespace.as_bytes(), b":d:", &job.to_bytes()].concat();
-    let ttl: u64 = redis::cmd("TTL")
-        .arg(key)
-        .query_async(&mut connection)
-        .await
-        .unwrap();
-    assert!(
-        (config.ledger_ttl_s - 60..=config.ledger_ttl_s).contains(&ttl),
-        "{ttl}"
-    );
+    let ttl: u64 = redis::cmd("TTL").arg(key).query_async(&mut connection).await.unwrap();
+    assert!((config.ledger_ttl_s - 60..=config.ledger_ttl_s).contains(&ttl), "{ttl}");
 }

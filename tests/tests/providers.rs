@@ -32,10 +32,7 @@ async fn sandbox(settings: Settings) -> Running {
 fn provider(preset: &str, sandbox: &Running, more: &str) -> Provider {
     let path = if preset == "openai" { "/v1" } else { "" };
     let settings = format!("endpoint = '{}{path}'\n{more}", sandbox.url());
-    let places = Places {
-        env: &|_| Some("good-key".to_owned()),
-        folder: Path::new("."),
-    };
+    let places = Places { env: &|_| Some("good-key".to_owned()), folder: Path::new(".") };
     Provider::load(preset, &Document::parse("t.toml", &settings).unwrap(), places).unwrap()
 }
 
@@ -49,51 +46,31 @@ fn drawn(sandbox: &Running, file: &str) -> Source {
 
 /// What a worker does with a job between the delivery and its settlement.
 async fn call(provider: &Provider, source: Source, models: &[&str]) -> (Verdict, Prepared) {
-    let config = Config {
-        allow_private: true,
-        ports: vec![],
-        ..Config::default()
-    };
+    let config = Config { allow_private: true, ports: vec![], ..Config::default() };
     let images = Images::new(&config).unwrap();
     let client = Client::new(provider.transport()).unwrap();
     let models: Vec<String> = models.iter().map(|model| (*model).to_owned()).collect();
-    let image = Image {
-        id: "1".into(),
-        source,
-    };
+    let image = Image { id: "1".into(), source };
     let job = Job::new("b".parse().unwrap(), image, provider.name().into(), models);
-    let picture = images
-        .prepare(&job.image.source, provider.wanted())
-        .await
-        .unwrap();
+    let picture = images.prepare(&job.image.source, provider.wanted()).await.unwrap();
     let request = provider.request(&job, &job.models, &picture).await.unwrap();
     let outcome = client.send(&request).await;
-    (
-        classify(provider, &outcome, &job.models, Timestamp::now()),
-        picture,
-    )
+    (classify(provider, &outcome, &job.models, Timestamp::now()), picture)
 }
 
 /// The sandbox's name for a picture that was sent as bytes.
 fn hash(picture: &Prepared) -> String {
     match picture {
-        Prepared::Bytes(picture) => Sha256::digest(&picture.bytes)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect(),
+        Prepared::Bytes(picture) => {
+            Sha256::digest(&picture.bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+        }
         Prepared::Url(url) => url.clone(),
     }
 }
 
 fn labels(verdict: &Verdict, model: &str) -> Vec<String> {
     let (_, answer) = verdict.models.iter().find(|(name, _)| name == model).unwrap();
-    answer
-        .as_ref()
-        .unwrap()
-        .labels
-        .iter()
-        .map(|label| label.label.clone())
-        .collect()
+    answer.as_ref().unwrap().labels.iter().map(|label| label.label.clone()).collect()
 }
 
 fn value(verdict: &Verdict, model: &str) -> serde_json::Value {
@@ -107,10 +84,7 @@ async fn restb_answers_one_model_and_six_by_url_and_by_bytes() {
     let by_url = provider("restb", &sandbox, "");
     let (one, _) = call(&by_url, url(), &["re_roomtype_global_v2"]).await;
     assert_eq!(one.class, Class::Ok, "{}", one.message);
-    assert_eq!(
-        labels(&one, "re_roomtype_global_v2"),
-        labels_for(URL, "re_roomtype_global_v2")
-    );
+    assert_eq!(labels(&one, "re_roomtype_global_v2"), labels_for(URL, "re_roomtype_global_v2"));
 
     let models = [
         "re_roomtype_global_v2",
@@ -121,10 +95,9 @@ async fn restb_answers_one_model_and_six_by_url_and_by_bytes() {
         "re_condition_r1r6_global",
     ];
     let by_bytes = provider("restb", &sandbox, "fetch = 'always'");
-    for (provider, source) in [
-        (by_url, url()),
-        (by_bytes, drawn(&sandbox, "kitchen.png?width=1200&height=900")),
-    ] {
+    for (provider, source) in
+        [(by_url, url()), (by_bytes, drawn(&sandbox, "kitchen.png?width=1200&height=900"))]
+    {
         let (six, picture) = call(&provider, source, &models).await;
         assert_eq!(six.class, Class::Ok, "{}", six.message);
         let image = hash(&picture);
@@ -143,29 +116,16 @@ async fn restb_answers_one_model_and_six_by_url_and_by_bytes() {
 async fn tiliter_and_an_openai_compatible_server_and_the_generic_api_answer() {
     let sandbox = sandbox(Settings::default()).await;
     let tiliter = provider("tiliter", &sandbox, "");
-    let (verdict, picture) = call(
-        &tiliter,
-        drawn(&sandbox, "fruit.jpg"),
-        &["product_recognition", "bag_recognition"],
-    )
-    .await;
-    assert_eq!(
-        labels(&verdict, "product_recognition"),
-        [label_for(&hash(&picture), "product_recognition")]
-    );
+    let (verdict, picture) =
+        call(&tiliter, drawn(&sandbox, "fruit.jpg"), &["product_recognition", "bag_recognition"]).await;
+    assert_eq!(labels(&verdict, "product_recognition"), [label_for(&hash(&picture), "product_recognition")]);
     assert!(value(&verdict, "bag_recognition")["present"].is_boolean());
 
     let openai = provider("openai", &sandbox, "");
-    assert_eq!(
-        value(&call(&openai, url(), &["vision"]).await.0, "vision"),
-        json!(label_for(URL, "vision"))
-    );
+    assert_eq!(value(&call(&openai, url(), &["vision"]).await.0, "vision"), json!(label_for(URL, "vision")));
     let fetched = provider("openai", &sandbox, "fetch = 'always'");
     let (verdict, picture) = call(&fetched, drawn(&sandbox, "room.png"), &["vision"]).await;
-    assert_eq!(
-        value(&verdict, "vision"),
-        json!(label_for(&hash(&picture), "vision"))
-    );
+    assert_eq!(value(&verdict, "vision"), json!(label_for(&hash(&picture), "vision")));
 
     let generic = provider("generic", &sandbox, "");
     let (verdict, _) = call(&generic, url(), &["rooms", "unknown_one"]).await;
@@ -175,19 +135,11 @@ async fn tiliter_and_an_openai_compatible_server_and_the_generic_api_answer() {
 
 #[tokio::test]
 async fn a_bad_key_stops_the_provider_and_a_bad_picture_or_model_only_itself() {
-    let settings = Settings {
-        keys: vec!["another-key".into()],
-        ..Settings::default()
-    };
+    let settings = Settings { keys: vec!["another-key".into()], ..Settings::default() };
     let closed = sandbox(settings).await;
     for preset in ["restb", "openai", "generic"] {
         let (verdict, _) = call(&provider(preset, &closed, ""), url(), &["re_logo"]).await;
-        assert_eq!(
-            verdict.class,
-            Class::Unauthorized,
-            "{preset}: {}",
-            verdict.message
-        );
+        assert_eq!(verdict.class, Class::Unauthorized, "{preset}: {}", verdict.message);
         assert!(!verdict.message.contains("good-key"), "{}", verdict.message);
     }
     let open = sandbox(Settings::default()).await;
@@ -205,12 +157,7 @@ async fn a_bad_key_stops_the_provider_and_a_bad_picture_or_model_only_itself() {
 async fn over_the_limit_every_preset_holds_off_for_what_the_api_says() {
     for (status, preset) in [(429, "restb"), (200, "restb"), (429, "openai"), (429, "generic")] {
         let settings = Settings {
-            judging: Judging {
-                rule: Rule::Sliding,
-                limit: 1,
-                window_ms: 60_000,
-                count_refused: false,
-            },
+            judging: Judging { rule: Rule::Sliding, limit: 1, window_ms: 60_000, count_refused: false },
             retry_after: RetryAfter::Seconds,
             throttle_status: status,
             ..Settings::default()
@@ -219,12 +166,7 @@ async fn over_the_limit_every_preset_holds_off_for_what_the_api_says() {
         let provider = provider(preset, &sandbox, "");
         assert_eq!(call(&provider, url(), &["re_logo"]).await.0.class, Class::Ok);
         let (verdict, _) = call(&provider, url(), &["re_logo"]).await;
-        assert_eq!(
-            verdict.class,
-            Class::Throttled,
-            "{preset} {status}: {}",
-            verdict.message
-        );
+        assert_eq!(verdict.class, Class::Throttled, "{preset} {status}: {}", verdict.message);
         let seconds = verdict.hold_off.unwrap().as_secs();
         assert!((2..=60).contains(&seconds), "{preset} {status}: {seconds}");
     }
@@ -233,11 +175,7 @@ async fn over_the_limit_every_preset_holds_off_for_what_the_api_says() {
 #[tokio::test]
 async fn each_fault_of_an_api_has_its_class() {
     let faults = |change: fn(&mut Faults)| {
-        let mut faults = Faults {
-            hang_ms: 60_000,
-            huge_bytes: 8 << 20,
-            ..Faults::default()
-        };
+        let mut faults = Faults { hang_ms: 60_000, huge_bytes: 8 << 20, ..Faults::default() };
         change(&mut faults);
         faults
     };
@@ -249,27 +187,15 @@ async fn each_fault_of_an_api_has_its_class() {
         (faults(|f| f.drop = 1.0), Class::Ambiguous, true),
         (faults(|f| f.hang = 1.0), Class::Ambiguous, true),
     ] {
-        let settings = Settings {
-            faults,
-            ..Settings::default()
-        };
+        let settings = Settings { faults, ..Settings::default() };
         let sandbox = sandbox(settings).await;
         let provider = provider("restb", &sandbox, "http = { connect_ms = 500, total_ms = 1000 }");
         assert_eq!(
             provider.transport(),
-            &Transport {
-                connect_ms: 500,
-                total_ms: 1000,
-                ..Transport::default()
-            }
+            &Transport { connect_ms: 500, total_ms: 1000, ..Transport::default() }
         );
         let (verdict, _) = call(&provider, url(), &["re_logo"]).await;
-        assert_eq!(
-            (verdict.class, verdict.charged),
-            (class, charged),
-            "{faults:?}: {}",
-            verdict.message
-        );
+        assert_eq!((verdict.class, verdict.charged), (class, charged), "{faults:?}: {}", verdict.message);
     }
 }
 
@@ -277,18 +203,12 @@ async fn each_fault_of_an_api_has_its_class() {
 async fn the_worked_example_of_the_guide_is_a_provider() {
     let guide =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/providers.md")).unwrap();
-    let examples: Vec<&str> = guide
-        .split("```toml\n")
-        .skip(1)
-        .filter_map(|part| part.split("```").next())
-        .collect();
+    let examples: Vec<&str> =
+        guide.split("```toml\n").skip(1).filter_map(|part| part.split("```").next()).collect();
     let mut whole = 0;
     for example in &examples {
         let document = Document::parse("docs/providers.md", example).unwrap();
-        let places = Places {
-            env: &|_| Some("key".to_owned()),
-            folder: Path::new("."),
-        };
+        let places = Places { env: &|_| Some("key".to_owned()), folder: Path::new(".") };
         if document.has("endpoint") {
             Provider::load("example", &document, places)
                 .unwrap_or_else(|problems| panic!("{problems}\n{example}"));
@@ -311,15 +231,8 @@ fn the_guide_names_every_field_of_a_description() {
     names(&pixfleet_shared::settings::schema::<Definition>(), &mut fields);
     assert!(fields.len() > 50, "{fields:?}");
     for field in fields {
-        let told = [
-            format!("`{field}`"),
-            format!("`[{field}]`"),
-            format!("`[[{field}]]`"),
-        ];
-        assert!(
-            told.iter().any(|told| guide.contains(told)),
-            "docs/providers.md does not tell of `{field}`"
-        );
+        let told = [format!("`{field}`"), format!("`[{field}]`"), format!("`[[{field}]]`")];
+        assert!(told.iter().any(|told| guide.contains(told)), "docs/providers.md does not tell of `{field}`");
     }
 }
 

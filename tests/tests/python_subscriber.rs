@@ -33,18 +33,9 @@ fn python() -> PathBuf {
         Command::new("python3").args(["-m", "venv"]).arg(&venv),
         "Python 3 with venv: apt-get install python3-venv",
     );
-    let install = [
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "-r",
-    ];
+    let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
     done(
-        Command::new(&python)
-            .args(install)
-            .arg(folder.join("requirements.txt")),
+        Command::new(&python).args(install).arg(folder.join("requirements.txt")),
         "pip and its package index",
     );
     std::fs::write(stamp, requirements).unwrap();
@@ -52,9 +43,8 @@ fn python() -> PathBuf {
 }
 
 fn done(command: &mut Command, needed: &str) {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}; this test needs {needed}"));
+    let output =
+        command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; this test needs {needed}"));
     assert!(
         output.status.success(),
         "{command:?} failed; this test needs {needed}\n{}",
@@ -76,9 +66,7 @@ impl Subscriber {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut told = BufReader::new(child.stderr.take().unwrap())
-            .lines()
-            .map_while(Result::ok);
+        let mut told = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let subscribed = told.by_ref().find(|line| line.starts_with("subscribed"));
         assert!(subscribed.is_some(), "the subscriber ended before it subscribed");
         // It must never wait for somebody to read what it says.
@@ -87,10 +75,7 @@ impl Subscriber {
     }
 
     fn terminate(mut self) -> Option<i32> {
-        let told = Command::new("kill")
-            .args(["-TERM", &self.0.id().to_string()])
-            .status()
-            .unwrap();
+        let told = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap();
         assert!(told.success());
         self.0.wait().unwrap().code()
     }
@@ -105,33 +90,16 @@ impl Drop for Subscriber {
 
 fn job(image: u32, model: &str) -> Job {
     let source = Source::Url(format!("https://example.com/{image}.jpg"));
-    let image = Image {
-        id: format!("image-{image}"),
-        source,
-    };
-    Job::new(
-        "spring".parse().unwrap(),
-        image,
-        "restb".into(),
-        vec![model.into()],
-    )
+    let image = Image { id: format!("image-{image}"), source };
+    Job::new("spring".parse().unwrap(), image, "restb".into(), vec![model.into()])
 }
 
 fn result(image: u32, model: &str, outcome: Outcome) -> ImageResult {
     let ok = outcome == Outcome::Ok;
-    let label = Label {
-        label: "kitchen".into(),
-        confidence: Some(0.75),
-    };
+    let label = Label { label: "kitchen".into(), confidence: Some(0.75) };
     ImageResult {
-        answer: ok.then(|| Answer {
-            labels: vec![label],
-            ..Answer::default()
-        }),
-        failure: (!ok).then(|| Failure {
-            class: "transient".into(),
-            message: "500".into(),
-        }),
+        answer: ok.then(|| Answer { labels: vec![label], ..Answer::default() }),
+        failure: (!ok).then(|| Failure { class: "transient".into(), message: "500".into() }),
         ..ImageResult::of(&job(image, model), model, outcome)
     }
 }
@@ -141,10 +109,7 @@ async fn publish(queue: &RabbitQueue, results: Vec<ImageResult>) {
     let (_prefetch, asked) = watch::channel(1);
     queue.enqueue(vec![job(0, "carrier")]).await.unwrap();
     let mut intake = queue.receive(asked).await.unwrap();
-    let delivery = timeout(PATIENCE, intake.next())
-        .await
-        .expect("a delivery in time")
-        .unwrap();
+    let delivery = timeout(PATIENCE, intake.next()).await.expect("a delivery in time").unwrap();
     delivery.split().1.complete(results).await.unwrap();
     intake.stop().await;
 }
@@ -152,17 +117,8 @@ async fn publish(queue: &RabbitQueue, results: Vec<ImageResult>) {
 /// What one SQL question over the database answers, as Python prints it.
 fn ask(database: &Path, sql: &str) -> String {
     let script = "import sqlite3,sys; print(sqlite3.connect(sys.argv[1]).execute(sys.argv[2]).fetchall())";
-    let output = Command::new(python())
-        .args(["-c", script])
-        .arg(database)
-        .arg(sql)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = Command::new(python()).args(["-c", script]).arg(database).arg(sql).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
@@ -179,12 +135,7 @@ async fn becomes(database: &Path, sql: &str, expected: &str) {
 #[tokio::test]
 async fn the_python_subscriber_keeps_each_wanted_result_once_through_crashes_and_lost_connections() {
     let url = servers::fresh_rabbitmq_url();
-    let queue = RabbitQueue::connect(Config {
-        url: url.clone(),
-        ..Config::default()
-    })
-    .await
-    .unwrap();
+    let queue = RabbitQueue::connect(Config { url: url.clone(), ..Config::default() }).await.unwrap();
     let folder = TempDir::new().unwrap();
     let database = folder.path().join("results.sqlite");
     let count = "SELECT count(*), count(DISTINCT id) FROM results";
@@ -198,13 +149,7 @@ async fn the_python_subscriber_keeps_each_wanted_result_once_through_crashes_and
     // Killed, it misses nothing: its queue keeps what comes, also what comes again.
     drop(subscriber);
     publish(&queue, rooms[..50].to_vec()).await;
-    publish(
-        &queue,
-        (300..310)
-            .map(|image| result(image, "room", Outcome::Dead))
-            .collect(),
-    )
-    .await;
+    publish(&queue, (300..310).map(|image| result(image, "room", Outcome::Dead)).collect()).await;
     let subscriber = Subscriber::start(&url, &database, "restb.room.*.*");
     becomes(&database, count, "[(310, 310)]").await;
 
@@ -212,25 +157,11 @@ async fn the_python_subscriber_keeps_each_wanted_result_once_through_crashes_and
     let vhost = url.rsplit_once('/').unwrap().1;
     let cut = servers::services(&["ctl", "close_all_connections", "--vhost", vhost, "test"]);
     assert!(cut.status.success(), "{}", String::from_utf8_lossy(&cut.stderr));
-    publish(
-        &queue,
-        vec![
-            result(300, "room", Outcome::Ok),
-            result(300, "room", Outcome::Dead),
-        ],
-    )
-    .await;
-    becomes(
-        &database,
-        "SELECT outcome, count(*) FROM results GROUP BY 1",
-        "[('dead', 9), ('ok', 301)]",
-    )
-    .await;
+    publish(&queue, vec![result(300, "room", Outcome::Ok), result(300, "room", Outcome::Dead)]).await;
+    becomes(&database, "SELECT outcome, count(*) FROM results GROUP BY 1", "[('dead', 9), ('ok', 301)]")
+        .await;
     let row = "SELECT batch, provider, model, label, confidence, error FROM results WHERE image = 'image-7'";
-    assert_eq!(
-        ask(&database, row),
-        "[('spring', 'restb', 'room', 'kitchen', 0.75, None)]"
-    );
+    assert_eq!(ask(&database, row), "[('spring', 'restb', 'room', 'kitchen', 0.75, None)]");
     let dead = "SELECT label, error FROM results WHERE image = 'image-305'";
     assert_eq!(ask(&database, dead), "[(None, 'transient: 500')]");
     assert_eq!(subscriber.terminate(), Some(0), "it ends in good order");

@@ -89,7 +89,10 @@ async fn what_is_no_job_becomes_a_dead_letter_with_its_reason_and_the_next_job_i
     let mut intake = queue.receive(prefetch).await.unwrap();
     for (reason, body) in bodies {
         let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
-        channel.basic_publish(JOBS_EXCHANGE.into(), "normal.0".into(), options, &body, properties).await.unwrap();
+        channel
+            .basic_publish(JOBS_EXCHANGE.into(), "normal.0".into(), options, &body, properties)
+            .await
+            .unwrap();
         // Dead letters are consumed as deliveries are taken: the intake works on while we wait.
         let dead = tokio::select! {
             dead = dead_letter(&channel) => dead,
@@ -156,7 +159,8 @@ async fn jobs_survive_the_loss_of_every_connection_while_they_are_enqueued_and_l
         let (job, unsettled) = delivery.split();
         if seen.len() >= 200 * (cuts + 1) && cuts < 3 {
             cuts += 1;
-            let cut = tokio::task::spawn_blocking(|| servers::services(&["ctl", "close_all_connections", "cut"]));
+            let cut =
+                tokio::task::spawn_blocking(|| servers::services(&["ctl", "close_all_connections", "cut"]));
             assert!(cut.await.unwrap().status.success());
         }
         match unsettled.complete(Vec::new()).await {

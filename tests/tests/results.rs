@@ -35,17 +35,8 @@ struct Stage {
 impl Stage {
     async fn new() -> Self {
         let url = servers::fresh_rabbitmq_url();
-        let queue = RabbitQueue::connect(Config {
-            url: url.clone(),
-            ..Config::default()
-        })
-        .await
-        .unwrap();
-        Self {
-            url,
-            queue,
-            folder: TempDir::new().unwrap(),
-        }
+        let queue = RabbitQueue::connect(Config { url: url.clone(), ..Config::default() }).await.unwrap();
+        Self { url, queue, folder: TempDir::new().unwrap() }
     }
 
     fn command(&self, line: &str) -> Command {
@@ -64,50 +55,28 @@ impl Stage {
         // A command that does not end is ended: the test fails, and does not hang.
         let mut command = tokio::process::Command::from(self.command(line));
         let run = command.kill_on_drop(true).output();
-        timeout(PATIENCE, run)
-            .await
-            .unwrap_or_else(|_| panic!("results {line} does not end"))
-            .unwrap()
+        timeout(PATIENCE, run).await.unwrap_or_else(|_| panic!("results {line} does not end")).unwrap()
     }
 
     /// Starts `pixfleet results LINE`, its rows read as they come.
     fn start(&self, line: &str) -> (Child, impl Iterator<Item = String>) {
-        let mut child = self
-            .command(line)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let rows = BufReader::new(child.stdout.take().unwrap())
-            .lines()
-            .map(Result::unwrap);
+        let mut child = self.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let rows = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         (child, rows)
     }
 
     async fn say(&self, batch: &BatchName, state: BatchState, results: u64) {
-        let event = BatchEvent {
-            v: 1,
-            batch: batch.clone(),
-            state,
-            jobs: results,
-            results,
-            at: Timestamp::now(),
-        };
+        let event =
+            BatchEvent { v: 1, batch: batch.clone(), state, jobs: results, results, at: Timestamp::now() };
         self.queue.announce(event).await.unwrap();
     }
 
     /// Settles one job with these results, as a worker does: they are durable when it returns.
     async fn publish(&self, results: Vec<ImageResult>) {
         let (_prefetch, asked) = watch::channel(1);
-        self.queue
-            .enqueue(vec![job(&results[0].batch, "carrier", "carrier")])
-            .await
-            .unwrap();
+        self.queue.enqueue(vec![job(&results[0].batch, "carrier", "carrier")]).await.unwrap();
         let mut intake = self.queue.receive(asked).await.unwrap();
-        let delivery = timeout(PATIENCE, intake.next())
-            .await
-            .expect("a delivery in time")
-            .unwrap();
+        let delivery = timeout(PATIENCE, intake.next()).await.expect("a delivery in time").unwrap();
         delivery.split().1.complete(results).await.unwrap();
         intake.stop().await;
     }
@@ -117,11 +86,8 @@ impl Stage {
         let vhost = self.url.rsplit_once('/').unwrap().1;
         let listed = servers::services(&["ctl", "-q", "-p", vhost, "list_queues", "name", "messages"]);
         let listed = String::from_utf8(listed.stdout).unwrap();
-        let line = listed
-            .lines()
-            .find_map(|line| line.strip_prefix(&subscriber_queue(name)));
-        line.map(|rest| rest.trim().to_owned())
-            .unwrap_or_else(|| panic!("no queue of {name} in:\n{listed}"))
+        let line = listed.lines().find_map(|line| line.strip_prefix(&subscriber_queue(name)));
+        line.map(|rest| rest.trim().to_owned()).unwrap_or_else(|| panic!("no queue of {name} in:\n{listed}"))
     }
 
     fn file(&self, name: &str) -> String {
@@ -134,10 +100,7 @@ fn batch(name: &str) -> BatchName {
 }
 
 fn job(batch: &BatchName, image: &str, model: &str) -> Job {
-    let image = Image {
-        id: image.into(),
-        source: Source::Url(format!("https://example.com/{image}.jpg")),
-    };
+    let image = Image { id: image.into(), source: Source::Url(format!("https://example.com/{image}.jpg")) };
     Job::new(batch.clone(), image, "restb".into(), vec![model.into()])
 }
 
@@ -146,19 +109,11 @@ fn result(batch: &BatchName, number: u32, model: &str, outcome: Outcome) -> Imag
     let mut job = job(batch, &format!("image-{number}"), model);
     job.metadata.insert("listing".into(), format!("L-{number}"));
     let ok = outcome == Outcome::Ok;
-    let label = Label {
-        label: format!("{model}-of-{number}"),
-        confidence: Some(0.9),
-    };
+    let label = Label { label: format!("{model}-of-{number}"), confidence: Some(0.9) };
     ImageResult {
-        answer: ok.then(|| Answer {
-            labels: vec![label],
-            ..Answer::default()
-        }),
-        failure: (!ok).then(|| Failure {
-            class: "rejected".into(),
-            message: "no \"picture\",\nsorry".into(),
-        }),
+        answer: ok.then(|| Answer { labels: vec![label], ..Answer::default() }),
+        failure: (!ok)
+            .then(|| Failure { class: "rejected".into(), message: "no \"picture\",\nsorry".into() }),
         call: Some(Call {
             id: Id::of(&[b"test", &number.to_be_bytes()]),
             sent_at: Timestamp::from_millisecond(1_700_000_000_000 + i64::from(number) * 252).unwrap(),
@@ -178,16 +133,9 @@ fn result(batch: &BatchName, number: u32, model: &str, outcome: Outcome) -> Imag
 fn results_of(batch: &BatchName, images: u32) -> Vec<ImageResult> {
     let one = |number: u32, model: &str| {
         let rejected = model == MODELS[1] && number.is_multiple_of(5);
-        result(
-            batch,
-            number,
-            model,
-            if rejected { Outcome::Rejected } else { Outcome::Ok },
-        )
+        result(batch, number, model, if rejected { Outcome::Rejected } else { Outcome::Ok })
     };
-    (0..images)
-        .flat_map(|number| MODELS.map(|model| one(number, model)))
-        .collect()
+    (0..images).flat_map(|number| MODELS.map(|model| one(number, model))).collect()
 }
 
 fn stdout(output: &Output) -> String {
@@ -199,12 +147,7 @@ fn stderr(output: &Output) -> String {
 }
 
 fn ids(lines: &str) -> Vec<String> {
-    let id = |line: &str| {
-        serde_json::from_str::<Value>(line).unwrap()["id"]
-            .as_str()
-            .unwrap()
-            .to_owned()
-    };
+    let id = |line: &str| serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned();
     lines.lines().map(id).collect()
 }
 
@@ -227,10 +170,7 @@ fn csv(text: &str) -> Vec<BTreeMap<String, String>> {
 }
 
 fn signal(child: &Child, name: &str) {
-    let told = Command::new("kill")
-        .args([format!("-{name}"), child.id().to_string()])
-        .status()
-        .unwrap();
+    let told = Command::new("kill").args([format!("-{name}"), child.id().to_string()]).status().unwrap();
     assert!(told.success());
 }
 
@@ -251,27 +191,19 @@ async fn a_batch_is_replayed_whole_and_its_statistics_are_the_calls_own() {
     let expected: BTreeSet<String> = results.iter().map(|result| result.id.to_string()).collect();
     assert_eq!(ids(&rows).len(), 72, "each result once");
     assert_eq!(ids(&rows).into_iter().collect::<BTreeSet<_>>(), expected);
-    assert!(
-        told.contains("batch spring is complete: 72 of 72 results: 64 done, 8 failed, 0 dead"),
-        "{told}"
-    );
+    assert!(told.contains("batch spring is complete: 72 of 72 results: 64 done, 8 failed, 0 dead"), "{told}");
     let line = "36 requests in 8.8 s, average 1163 ms, 3.97 requests/s, 99.2 % of the limit (4/s), 0 429s";
     assert!(told.contains(line), "{told}");
 
     // A filter hides rows, and neither the end nor the counts.
-    let output = stage
-        .results("--batch spring --outcome rejected --json --out failed.jsonl")
-        .await;
+    let output = stage.results("--batch spring --outcome rejected --json --out failed.jsonl").await;
     let summary: Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(summary["complete"], true);
     assert_eq!(
         (&summary["results"], &summary["failed"], &summary["written"]),
         (&72.into(), &8.into(), &8.into())
     );
-    assert_eq!(
-        (&summary["repeated"], &summary["calls"][0]["requests"]),
-        (&10.into(), &36.into())
-    );
+    assert_eq!((&summary["repeated"], &summary["calls"][0]["requests"]), (&10.into(), &36.into()));
     assert_eq!(stage.file("failed.jsonl").lines().count(), 8);
 }
 
@@ -283,28 +215,14 @@ async fn a_csv_has_a_row_a_result_and_by_image_a_row_an_image() {
 
     let rows = csv(&stdout(&stage.results("--batch b --format csv").await));
     assert_eq!(rows.len(), 20);
-    let row = rows
-        .iter()
-        .find(|row| row["image"] == "image-5" && row["model"] == "style")
-        .unwrap();
-    assert_eq!(
-        (&row["outcome"][..], &row["metadata.listing"][..]),
-        ("rejected", "L-5")
-    );
+    let row = rows.iter().find(|row| row["image"] == "image-5" && row["model"] == "style").unwrap();
+    assert_eq!((&row["outcome"][..], &row["metadata.listing"][..]), ("rejected", "L-5"));
     assert_eq!(row["error"], "rejected: no \"picture\",\nsorry");
-    let row = rows
-        .iter()
-        .find(|row| row["image"] == "image-7" && row["model"] == "room")
-        .unwrap();
-    assert_eq!(
-        (&row["label"][..], &row["confidence"][..], &row["status"][..]),
-        ("room-of-7", "0.9", "200")
-    );
+    let row = rows.iter().find(|row| row["image"] == "image-7" && row["model"] == "room").unwrap();
+    assert_eq!((&row["label"][..], &row["confidence"][..], &row["status"][..]), ("room-of-7", "0.9", "200"));
 
-    for line in [
-        "--batch b --format csv --by-image",
-        "--batch b --format csv --by-image --models room,style",
-    ] {
+    for line in ["--batch b --format csv --by-image", "--batch b --format csv --by-image --models room,style"]
+    {
         let rows = csv(&stdout(&stage.results(line).await));
         assert_eq!(rows.len(), 10, "{line}");
         assert!(rows.iter().all(|row| row["complete"] == "true"), "{line}");
@@ -329,20 +247,12 @@ async fn a_durable_subscriber_that_is_killed_goes_on_in_its_file_and_every_resul
     for format in ["jsonl", "csv"] {
         let path = stage.folder.path().join(format);
         let (mut child, _) = stage.start(&format!("--name {format} --format {format} --out {format}"));
-        wait_for(
-            || std::fs::metadata(&path).is_ok_and(|file| file.len() > 0),
-            "the first rows",
-        )
-        .await;
+        wait_for(|| std::fs::metadata(&path).is_ok_and(|file| file.len() > 0), "the first rows").await;
         child.kill().unwrap();
         child.wait().unwrap();
         // What a crash in the middle of a write leaves: half a row.
         let written = std::fs::read(&path).unwrap();
-        let half = if format == "jsonl" {
-            &written[..40]
-        } else {
-            b"0123456789abcdef,b,\"image"
-        };
+        let half = if format == "jsonl" { &written[..40] } else { b"0123456789abcdef,b,\"image" };
         std::fs::write(&path, [&written, half].concat()).unwrap();
     }
     stage.publish(results[300..].to_vec()).await;
@@ -354,10 +264,7 @@ async fn a_durable_subscriber_that_is_killed_goes_on_in_its_file_and_every_resul
         let output = stage.results(&line).await;
         let summary: Value =
             serde_json::from_str(&stdout(&output)).unwrap_or_else(|_| panic!("{}", stderr(&output)));
-        assert_eq!(
-            (&summary["complete"], &summary["results"]),
-            (&true.into(), &800.into())
-        );
+        assert_eq!((&summary["complete"], &summary["results"]), (&true.into(), &800.into()));
         let text = stage.file(format);
         let ids = match format {
             "jsonl" => ids(&text),
@@ -390,16 +297,8 @@ async fn ctrl_c_commits_what_is_written_and_says_that_the_batch_is_not_complete(
     let output = stage.results("--name n --batch b").await;
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(ids(&stdout(&output)).len(), 6);
-    assert!(
-        stderr(&output).contains("16 of 16 results"),
-        "{}",
-        stderr(&output)
-    );
-    assert!(
-        stderr(&output).contains("10 of them did not come"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains("16 of 16 results"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("10 of them did not come"), "{}", stderr(&output));
 }
 
 #[tokio::test]
@@ -409,17 +308,9 @@ async fn a_replay_ends_at_the_present_and_a_wait_for_a_batch_at_its_timeout() {
     let output = stage.results("--since 1h --model room").await;
     assert_eq!((output.status.code(), ids(&stdout(&output)).len()), (Some(0), 5));
     let output = stage.results("--batch b --timeout 2s").await;
-    assert_eq!(
-        output.status.code(),
-        Some(4),
-        "it is not known how many there will be"
-    );
+    assert_eq!(output.status.code(), Some(4), "it is not known how many there will be");
     assert_eq!(ids(&stdout(&output)).len(), 10, "what is there is shown");
-    assert!(
-        stderr(&output).contains("batch b is not complete"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains("batch b is not complete"), "{}", stderr(&output));
 }
 
 #[tokio::test]
@@ -430,15 +321,9 @@ async fn a_reader_that_has_had_enough_ends_the_command_quietly() {
     let (child, rows) = stage.start("--batch b");
     drop(rows.take(3).collect::<Vec<_>>());
     let status = tokio::task::spawn_blocking(move || {
-        child
-            .wait_with_output()
-            .map(|output| (output.status, output.stderr))
+        child.wait_with_output().map(|output| (output.status, output.stderr))
     });
-    let (status, told) = timeout(PATIENCE, status)
-        .await
-        .expect("it ends")
-        .unwrap()
-        .unwrap();
+    let (status, told) = timeout(PATIENCE, status).await.expect("it ends").unwrap().unwrap();
     assert_eq!(status.code(), Some(0), "{}", String::from_utf8_lossy(&told));
     assert!(!String::from_utf8_lossy(&told).contains("panicked"));
 }
@@ -447,9 +332,7 @@ fn servers_knows(stage: &Stage, name: &str) -> bool {
     let vhost = stage.url.rsplit_once('/').unwrap().1;
     let listed = servers::services(&["ctl", "-q", "-p", vhost, "list_queues", "name", "consumers"]);
     let consumed = format!("{}\t1", subscriber_queue(name));
-    String::from_utf8_lossy(&listed.stdout)
-        .lines()
-        .any(|line| line == consumed)
+    String::from_utf8_lossy(&listed.stdout).lines().any(|line| line == consumed)
 }
 
 async fn wait_for(mut happened: impl FnMut() -> bool, what: &str) {
@@ -458,10 +341,7 @@ async fn wait_for(mut happened: impl FnMut() -> bool, what: &str) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    assert!(
-        timeout(PATIENCE, waiting).await.is_ok(),
-        "no {what} within {PATIENCE:?}"
-    );
+    assert!(timeout(PATIENCE, waiting).await.is_ok(), "no {what} within {PATIENCE:?}");
 }
 
 #[tokio::test]
@@ -474,10 +354,7 @@ async fn the_demo_loses_nothing_is_never_refused_and_its_batch_can_be_read_again
         .env("PIXFLEET_RABBITMQ_URL", &stage.url)
         .env("PIXFLEET_REDIS_URL", servers::redis_url())
         .kill_on_drop(true);
-    let output = timeout(PATIENCE * 3, command.output())
-        .await
-        .expect("the demo ends")
-        .unwrap();
+    let output = timeout(PATIENCE * 3, command.output()).await.expect("the demo ends").unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let figures: Value = serde_json::from_str(&stdout(&output)).unwrap();
     let numbers =

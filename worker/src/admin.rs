@@ -55,7 +55,9 @@ async fn readyz<C: Condition>(State(condition): State<Arc<C>>) -> (StatusCode, S
     }
 }
 
-async fn metrics<C: Condition>(State(condition): State<Arc<C>>) -> ([(axum::http::HeaderName, &'static str); 1], String) {
+async fn metrics<C: Condition>(
+    State(condition): State<Arc<C>>,
+) -> ([(axum::http::HeaderName, &'static str); 1], String) {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(CONTENT_TYPE, OPEN_METRICS)], condition.metrics().render())
 }

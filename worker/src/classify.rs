@@ -56,10 +56,7 @@ pub struct Failed {
 
 impl From<Failed> for Failure {
     fn from(failed: Failed) -> Self {
-        Self {
-            class: failed.class.as_str().to_owned(),
-            message: failed.message,
-        }
+        Self { class: failed.class.as_str().to_owned(), message: failed.message }
     }
 }
 
@@ -82,22 +79,14 @@ pub struct Verdict {
 /// What `outcome` means for the `models` that the call asked.
 pub fn classify(provider: &Provider, outcome: &CallOutcome, models: &[String], now: Timestamp) -> Verdict {
     match &outcome.answer {
-        Err(no_reply) => alike(
-            models,
-            no_reply_class(no_reply),
-            provider.bounded(&no_reply.message),
-        ),
+        Err(no_reply) => alike(models, no_reply_class(no_reply), provider.bounded(&no_reply.message)),
         Ok(reply) => classify_reply(provider, reply, models, now),
     }
 }
 
 /// Before a byte was sent nothing can have happened; after that nobody knows.
 fn no_reply_class(no_reply: &NoReply) -> Class {
-    if no_reply.left {
-        Class::Ambiguous
-    } else {
-        Class::Transient
-    }
+    if no_reply.left { Class::Ambiguous } else { Class::Transient }
 }
 
 fn classify_reply(provider: &Provider, reply: &Reply, models: &[String], now: Timestamp) -> Verdict {
@@ -143,27 +132,17 @@ fn classify_success(provider: &Provider, reply: &Reply, body: Option<&Value>, mo
         (Content::Whole(bytes), _) => format!("{} bytes that are no JSON", bytes.len()),
     };
     let Failed { class, message } = unreadable(&why);
-    Verdict {
-        charged: true,
-        ..alike(models, class, message)
-    }
+    Verdict { charged: true, ..alike(models, class, message) }
 }
 
 fn per_model(provider: &Provider, status: u16, body: &Value, models: &[String]) -> Verdict {
     let read = |model: &String| {
         let answer = provider.read(body, model);
-        let answer = answer.map_err(|failed| Failed {
-            message: provider.bounded(&failed.message),
-            ..failed
-        });
+        let answer = answer.map_err(|failed| Failed { message: provider.bounded(&failed.message), ..failed });
         (model.clone(), answer)
     };
     let models: Vec<_> = models.iter().map(read).collect();
-    let has = |class| {
-        models
-            .iter()
-            .any(|(_, answer)| matches!(answer, Err(failed) if failed.class == class))
-    };
+    let has = |class| models.iter().any(|(_, answer)| matches!(answer, Err(failed) if failed.class == class));
     let class = match () {
         () if models.iter().any(|(_, answer)| answer.is_ok()) => Class::Ok,
         () if has(Class::Transient) => Class::Transient,
@@ -171,27 +150,15 @@ fn per_model(provider: &Provider, status: u16, body: &Value, models: &[String]) 
     };
     let failure = models.iter().find_map(|(_, answer)| answer.as_ref().err());
     let message = failure.map_or_else(|| format!("status {status}"), |failed| failed.message.clone());
-    Verdict {
-        class,
-        models,
-        hold_off: None,
-        message,
-        charged: true,
-    }
+    Verdict { class, models, hold_off: None, message, charged: true }
 }
 
 /// The same failure for every model.
 fn alike(models: &[String], class: Class, message: String) -> Verdict {
-    let failed = Failed {
-        class,
-        message: message.clone(),
-    };
+    let failed = Failed { class, message: message.clone() };
     Verdict {
         class,
-        models: models
-            .iter()
-            .map(|model| (model.clone(), Err(failed.clone())))
-            .collect(),
+        models: models.iter().map(|model| (model.clone(), Err(failed.clone()))).collect(),
         hold_off: None,
         message,
         charged: class == Class::Ambiguous,
@@ -200,23 +167,13 @@ fn alike(models: &[String], class: Class, message: String) -> Verdict {
 
 fn failure_message(provider: &Provider, reply: &Reply, body: Option<&Value>) -> String {
     let status = reply.status;
-    let said = body
-        .and_then(|body| provider.error_message(body))
-        .or_else(|| match &reply.content {
-            Content::Whole(bytes) => {
-                Some(String::from_utf8_lossy(&bytes[..bytes.len().min(600)]).into_owned())
-            }
-            Content::TooLarge(_) | Content::Cut(_) => None,
-        });
+    let said = body.and_then(|body| provider.error_message(body)).or_else(|| match &reply.content {
+        Content::Whole(bytes) => Some(String::from_utf8_lossy(&bytes[..bytes.len().min(600)]).into_owned()),
+        Content::TooLarge(_) | Content::Cut(_) => None,
+    });
     let said = said.unwrap_or_default();
-    let redirect = (300..400)
-        .contains(&status)
-        .then_some(" (redirects are not followed: check `endpoint`)");
-    provider.bounded(&format!(
-        "status {status}{}: {}",
-        redirect.unwrap_or_default(),
-        said.trim()
-    ))
+    let redirect = (300..400).contains(&status).then_some(" (redirects are not followed: check `endpoint`)");
+    provider.bounded(&format!("status {status}{}: {}", redirect.unwrap_or_default(), said.trim()))
 }
 
 #[cfg(test)]
@@ -232,34 +189,20 @@ mod tests {
     use crate::provider::Source;
 
     fn provider(name: &str) -> Provider {
-        let source = Source {
-            env: &|_| Some("test-key-1234".into()),
-            folder: Path::new("."),
-        };
+        let source = Source { env: &|_| Some("test-key-1234".into()), folder: Path::new(".") };
         Provider::load(name, &Document::empty("t"), source).unwrap()
     }
 
     fn reply(status: u16, header: Option<(&str, &[u8])>, content: Content) -> CallOutcome {
         let mut headers = HeaderMap::new();
         if let Some((name, value)) = header {
-            headers.insert(
-                HeaderName::try_from(name).unwrap(),
-                HeaderValue::from_bytes(value).unwrap(),
-            );
+            headers.insert(HeaderName::try_from(name).unwrap(), HeaderValue::from_bytes(value).unwrap());
         }
-        outcome(Ok(Reply {
-            status,
-            headers,
-            content,
-        }))
+        outcome(Ok(Reply { status, headers, content }))
     }
 
     fn outcome(answer: Result<Reply, NoReply>) -> CallOutcome {
-        CallOutcome {
-            sent_at: Timestamp::now(),
-            duration: Duration::from_millis(5),
-            answer,
-        }
+        CallOutcome { sent_at: Timestamp::now(), duration: Duration::from_millis(5), answer }
     }
 
     fn judge(outcome: &CallOutcome) -> Verdict {
@@ -301,28 +244,15 @@ mod tests {
     #[test]
     fn only_a_throttled_call_pauses_the_fleet() {
         let throttled = judge(&reply(429, Some(("retry-after", b"7")), whole(b"slow down")));
-        assert_eq!(
-            (throttled.hold_off, throttled.charged),
-            (Some(Duration::from_secs(7)), false)
-        );
-        assert_eq!(
-            judge(&reply(500, Some(("retry-after", b"7")), whole(b""))).hold_off,
-            None
-        );
+        assert_eq!((throttled.hold_off, throttled.charged), (Some(Duration::from_secs(7)), false));
+        assert_eq!(judge(&reply(500, Some(("retry-after", b"7")), whole(b""))).hold_off, None);
     }
 
     #[test]
     fn before_a_byte_left_a_failure_is_transient_and_after_it_ambiguous() {
-        let no_reply = |left| {
-            judge(&outcome(Err(NoReply {
-                left,
-                message: "cut, key test-key-1234".into(),
-            })))
-        };
-        assert_eq!(
-            (no_reply(false).class, no_reply(false).charged),
-            (Class::Transient, false)
-        );
+        let no_reply =
+            |left| judge(&outcome(Err(NoReply { left, message: "cut, key test-key-1234".into() })));
+        assert_eq!((no_reply(false).class, no_reply(false).charged), (Class::Transient, false));
         let ambiguous = no_reply(true);
         assert_eq!((ambiguous.class, ambiguous.charged), (Class::Ambiguous, true));
         assert_eq!(ambiguous.message, "cut, key [redacted]");
@@ -330,43 +260,23 @@ mod tests {
 
     #[test]
     fn an_answer_that_was_paid_for_and_can_not_be_read_is_transient_and_says_so() {
-        for content in [
-            whole(b"<html>"),
-            whole(b""),
-            whole(b"[]"),
-            whole(b"{}"),
-            whole(b"null"),
-            Content::TooLarge(9),
-        ] {
+        for content in
+            [whole(b"<html>"), whole(b""), whole(b"[]"), whole(b"{}"), whole(b"null"), Content::TooLarge(9)]
+        {
             let verdict = judge(&reply(200, None, content));
-            assert_eq!(
-                (verdict.class, verdict.charged),
-                (Class::Transient, true),
-                "{}",
-                verdict.message
-            );
-            assert!(
-                verdict.message.contains("may have been paid for"),
-                "{}",
-                verdict.message
-            );
+            assert_eq!((verdict.class, verdict.charged), (Class::Transient, true), "{}", verdict.message);
+            assert!(verdict.message.contains("may have been paid for"), "{}", verdict.message);
         }
         let cut = judge(&reply(200, None, Content::Cut("eof".into())));
         assert_eq!(cut.class, Class::Ambiguous);
-        assert_eq!(
-            judge(&reply(500, None, Content::Cut("eof".into()))).class,
-            Class::Transient
-        );
+        assert_eq!(judge(&reply(500, None, Content::Cut("eof".into()))).class, Class::Transient);
     }
 
     #[test]
     fn a_message_is_one_short_line() {
         let long = Bytes::from("line\r\n\x1b[31m".repeat(1000));
         let message = judge(&reply(400, None, Content::Whole(long))).message;
-        assert!(
-            message.len() <= 300 && !message.contains(char::is_control),
-            "{message:?}"
-        );
+        assert!(message.len() <= 300 && !message.contains(char::is_control), "{message:?}");
     }
 
     fn any_content() -> impl Strategy<Value = Content> {

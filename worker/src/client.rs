@@ -107,10 +107,7 @@ impl Client {
     /// # Errors
     /// [`NoClient`], for example where the machine has no certificate authorities.
     pub fn new(transport: &Transport) -> Result<Self, NoClient> {
-        let current = ArcSwap::from_pointee(Aged {
-            client: build(transport)?,
-            born: Instant::now(),
-        });
+        let current = ArcSwap::from_pointee(Aged { client: build(transport)?, born: Instant::now() });
         Ok(Self(Arc::new(Retained {
             transport: transport.clone(),
             current,
@@ -131,22 +128,14 @@ impl Client {
             Ok(response) => Ok(self.read(response).await),
             Err(error) => Err(no_reply(error)),
         };
-        CallOutcome {
-            sent_at,
-            duration: begun.elapsed(),
-            answer,
-        }
+        CallOutcome { sent_at, duration: begun.elapsed(), answer }
     }
 
     async fn read(&self, mut response: reqwest::Response) -> Reply {
         let status = response.status().as_u16();
         let headers = std::mem::take(response.headers_mut());
         let content = read_body(response, self.0.transport.max_response_bytes).await;
-        Reply {
-            status,
-            headers,
-            content,
-        }
+        Reply { status, headers, content }
     }
 
     /// Starts to make a successor once the client is old enough. Never in the way of a call: making one reads the
@@ -160,10 +149,7 @@ impl Client {
         let retained = Arc::clone(retained);
         tokio::task::spawn_blocking(move || {
             match build(&retained.transport) {
-                Ok(client) => retained.current.store(Arc::new(Aged {
-                    client,
-                    born: Instant::now(),
-                })),
+                Ok(client) => retained.current.store(Arc::new(Aged { client, born: Instant::now() })),
                 Err(error) => tracing::warn!(%error, "the HTTP client grows old: its connections are kept"),
             }
             retained.renewing.store(false, Ordering::Release);
@@ -173,10 +159,7 @@ impl Client {
 
 /// The body, up to `limit` bytes.
 pub(crate) async fn read_body(mut response: reqwest::Response, limit: usize) -> Content {
-    if response
-        .content_length()
-        .is_some_and(|length| length > limit as u64)
-    {
+    if response.content_length().is_some_and(|length| length > limit as u64) {
         return Content::TooLarge(limit);
     }
     let mut body = BytesMut::new();
@@ -193,10 +176,7 @@ pub(crate) async fn read_body(mut response: reqwest::Response, limit: usize) -> 
 fn no_reply(error: reqwest::Error) -> NoReply {
     // A failure to connect includes the name and TLS; a builder's error is one before anything was tried.
     let left = !(error.is_connect() || error.is_builder());
-    NoReply {
-        left,
-        message: causes(&error.without_url()),
-    }
+    NoReply { left, message: causes(&error.without_url()) }
 }
 
 /// An error and its causes in one line; the libraries keep the reason in the last of them.
@@ -215,10 +195,7 @@ pub(crate) fn causes(error: &dyn std::error::Error) -> String {
 
 fn build(transport: &Transport) -> Result<reqwest::Client, NoClient> {
     let refused = |error: reqwest::Error| {
-        NoClient(format!(
-            "the HTTP client can't be made: {}",
-            causes(&error.without_url())
-        ))
+        NoClient(format!("the HTTP client can't be made: {}", causes(&error.without_url())))
     };
     let mut builder = base_builder()
         .connect_timeout(Duration::from_millis(transport.connect_ms))
@@ -289,10 +266,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn with(status: &str, headers: &str, body: &[u8]) -> Said {
-        let head = format!(
-            "HTTP/1.1 {status}\r\ncontent-length: {}\r\n{headers}\r\n",
-            body.len()
-        );
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n{headers}\r\n", body.len());
         Said([head.as_bytes(), body].concat(), true)
     }
 
@@ -308,12 +282,7 @@ pub(crate) mod tests {
                 tokio::spawn(talk(stream, Arc::clone(&answer), Arc::clone(&passage)));
             }
         });
-        Server {
-            url,
-            gate,
-            connections,
-            task,
-        }
+        Server { url, gate, connections, task }
     }
 
     async fn talk(mut stream: TcpStream, answer: Arc<impl Fn(&str) -> Said>, gate: Arc<Semaphore>) {
@@ -369,10 +338,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_client_is_renewed_by_age_and_a_call_in_flight_ends_on_the_old_one() {
         let server = serve(|_| ok(b"1")).await;
-        let client = client(Transport {
-            max_age_s: 0,
-            ..Transport::default()
-        });
+        let client = client(Transport { max_age_s: 0, ..Transport::default() });
         let first = client.0.current.load_full();
         let mut gated = get(&server.url);
         gated.url.set_path("/gated");
@@ -401,22 +367,12 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn a_connection_that_is_refused_means_that_nothing_left() {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .await
-            .unwrap()
-            .local_addr()
-            .unwrap();
-        let failed = client(Transport::default())
-            .send(&get(&format!("http://{port}")))
-            .await
-            .answer
-            .unwrap_err();
+        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let failed =
+            client(Transport::default()).send(&get(&format!("http://{port}"))).await.answer.unwrap_err();
         assert!(!failed.left && !failed.message.contains("hunter22"), "{failed:?}");
-        let nowhere = client(Transport::default())
-            .send(&get("http://pixfleet.invalid"))
-            .await
-            .answer
-            .unwrap_err();
+        let nowhere =
+            client(Transport::default()).send(&get("http://pixfleet.invalid")).await.answer.unwrap_err();
         assert!(!nowhere.left, "{nowhere:?}");
     }
 
@@ -424,20 +380,13 @@ pub(crate) mod tests {
     async fn a_tls_handshake_that_fails_or_hangs_means_that_nothing_left() {
         let plain = serve(|_| ok(b"{}")).await;
         let url = plain.url.replace("http:", "https:");
-        let transport = Transport {
-            connect_ms: 200,
-            ..Transport::default()
-        };
+        let transport = Transport { connect_ms: 200, ..Transport::default() };
         let hung = client(transport).send(&get(&url)).await.answer.unwrap_err();
         assert!(!hung.left, "{hung:?}");
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", closed.local_addr().unwrap());
         let task = tokio::spawn(async move { while closed.accept().await.is_ok() {} });
-        let failed = client(Transport::default())
-            .send(&get(&url))
-            .await
-            .answer
-            .unwrap_err();
+        let failed = client(Transport::default()).send(&get(&url)).await.answer.unwrap_err();
         assert!(!failed.left, "{failed:?}");
         task.abort();
     }
@@ -445,51 +394,25 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_cut_or_a_silence_after_the_request_left_says_so() {
         let server = serve(|_| Said(Vec::new(), false)).await;
-        let cut = client(Transport::default())
-            .send(&get(&server.url))
-            .await
-            .answer
-            .unwrap_err();
+        let cut = client(Transport::default()).send(&get(&server.url)).await.answer.unwrap_err();
         assert!(cut.left && !cut.message.contains("hunter22"), "{cut:?}");
         let server = serve(|_| Said(Vec::new(), true)).await;
-        let transport = Transport {
-            connect_ms: 100,
-            total_ms: 200,
-            ..Transport::default()
-        };
-        let silence = client(transport)
-            .send(&get(&server.url))
-            .await
-            .answer
-            .unwrap_err();
+        let transport = Transport { connect_ms: 100, total_ms: 200, ..Transport::default() };
+        let silence = client(transport).send(&get(&server.url)).await.answer.unwrap_err();
         assert!(silence.left, "{silence:?}");
     }
 
     #[tokio::test]
     async fn an_answer_is_read_up_to_its_bound_and_no_further() {
-        let transport = Transport {
-            max_response_bytes: 1024,
-            ..Transport::default()
-        };
+        let transport = Transport { max_response_bytes: 1024, ..Transport::default() };
         let said = serve(|_| ok(&[b'x'; 1025])).await;
-        let answer = client(transport.clone())
-            .send(&get(&said.url))
-            .await
-            .answer
-            .unwrap();
+        let answer = client(transport.clone()).send(&get(&said.url)).await.answer.unwrap();
         assert!(matches!(answer.content, Content::TooLarge(1024)), "{answer:?}");
         let unsaid = serve(|_| {
             let chunk = format!("400\r\n{}\r\n", "x".repeat(1024)).repeat(4);
-            Said(
-                format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunk}").into(),
-                true,
-            )
+            Said(format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunk}").into(), true)
         });
-        let answer = client(transport.clone())
-            .send(&get(&unsaid.await.url))
-            .await
-            .answer
-            .unwrap();
+        let answer = client(transport.clone()).send(&get(&unsaid.await.url)).await.answer.unwrap();
         assert!(matches!(answer.content, Content::TooLarge(1024)), "{answer:?}");
         let exact = serve(|_| ok(&[b'x'; 1024])).await;
         assert_eq!(whole(&client(transport).send(&get(&exact.url)).await).len(), 1024);
@@ -499,11 +422,7 @@ pub(crate) mod tests {
     async fn an_answer_that_ends_early_is_cut_and_not_whole() {
         let server =
             serve(|_| Said(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{}".to_vec(), false)).await;
-        let answer = client(Transport::default())
-            .send(&get(&server.url))
-            .await
-            .answer
-            .unwrap();
+        let answer = client(Transport::default()).send(&get(&server.url)).await.answer.unwrap();
         assert!(matches!(answer.content, Content::Cut(_)), "{answer:?}");
     }
 }

@@ -99,7 +99,11 @@ pub(crate) fn conclude(mut job: Job, call: &Call, verdict: Verdict, policy: &Pol
 pub(crate) fn conclude_uncalled(job: Job, class: Class, message: &str, policy: &Policy<'_>) -> Ending {
     let failed = |model: &String| (model.clone(), Err(Failed { class, message: message.to_owned() }));
     let sorted = Sorted::sort(&job, None, job.models.iter().map(failed).collect());
-    if class == Class::Rejected { dead(job, sorted, Reason::Rejected) } else { again_or_dead(job, sorted, policy) }
+    if class == Class::Rejected {
+        dead(job, sorted, Reason::Rejected)
+    } else {
+        again_or_dead(job, sorted, policy)
+    }
 }
 
 /// The models of a call, sorted by what becomes of them.
@@ -219,7 +223,8 @@ mod tests {
 
     #[test]
     fn a_429_is_no_attempt_and_is_remembered() {
-        let Ending::Release { job, .. } = ending(job(1), Class::Throttled, &[Class::Throttled], Ambiguous::Park)
+        let Ending::Release { job, .. } =
+            ending(job(1), Class::Throttled, &[Class::Throttled], Ambiguous::Park)
         else {
             panic!("a release")
         };

@@ -56,7 +56,8 @@ mod tests {
     #[test]
     fn the_ceiling_doubles_until_the_cap() {
         let policy = Policy { attempts: 100, base_ms: 1_000, cap_ms: 5_000 };
-        let ceilings: Vec<u128> = (1..6).filter_map(|n| policy.after(n, 1.0)).map(|d| d.as_millis()).collect();
+        let ceilings: Vec<u128> =
+            (1..6).filter_map(|n| policy.after(n, 1.0)).map(|d| d.as_millis()).collect();
         assert_eq!(ceilings, [1_000, 2_000, 4_000, 5_000, 5_000]);
     }
 

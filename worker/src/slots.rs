@@ -79,7 +79,9 @@ impl Clerk {
                     self.hand_out(reservation).await;
                 }
                 Ok(Err(error)) => self.refused(error, &mut failures).await,
-                Err(_) => self.refused(LimiterError::Away("no answer in time".to_owned()), &mut failures).await,
+                Err(_) => {
+                    self.refused(LimiterError::Away("no answer in time".to_owned()), &mut failures).await
+                }
             }
         }
     }

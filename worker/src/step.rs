@@ -109,7 +109,10 @@ async fn begun(crew: &Crew, job: &Job) -> Result<Begun, Early> {
 fn serving<'a>(crew: &'a Crew, job: &Job) -> Result<&'a Serving, Early> {
     crew.providers.get(&job.provider).ok_or_else(|| {
         let known = crew.providers.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        error!(provider = job.provider, known, "this worker does not know the job's provider: add it to its settings");
+        error!(
+            provider = job.provider,
+            known, "this worker does not know the job's provider: add it to its settings"
+        );
         Box::new(Ending::release(job, MENDING_PAUSE))
     })
 }
@@ -121,7 +124,12 @@ async fn picture(crew: &Crew, serving: &Serving, job: &Job) -> Result<Prepared, 
     })
 }
 
-async fn request(crew: &Crew, serving: &Serving, job: &Job, picture: &Prepared) -> Result<PreparedRequest, Early> {
+async fn request(
+    crew: &Crew,
+    serving: &Serving,
+    job: &Job,
+    picture: &Prepared,
+) -> Result<PreparedRequest, Early> {
     let made = serving.provider.request(job, &job.models, picture).await;
     made.map_err(|unaskable| uncalled(crew, serving, job, Class::Rejected, &unaskable.to_string()))
 }
@@ -222,7 +230,9 @@ async fn settle(crew: &Crew, id: Id, unsettled: Unsettled, ending: Ending) -> Se
         .collect();
     let (settled, outcome) = match ending {
         Ending::Complete(results) => (Settled::Complete, unsettled.complete(results).await),
-        Ending::Retry { job, results, after } => (Settled::Retry, unsettled.retry(*job, results, after).await),
+        Ending::Retry { job, results, after } => {
+            (Settled::Retry, unsettled.retry(*job, results, after).await)
+        }
         Ending::Release { job, after } => (Settled::Release, unsettled.release(*job, after).await),
         Ending::Dead { job, results, reason } => {
             crew.metrics.attempts.observe(f64::from(job.attempt + 1));

@@ -10,13 +10,8 @@ use super::fields;
 pub(super) const CONFIG: &str = "PIXFLEET_CONFIG";
 
 /// Variables of the scripts around pixfleet (`tests/services`, `deploy/compose.yaml`): not settings.
-const OF_SCRIPTS: [&str; 5] = [
-    CONFIG,
-    "PIXFLEET_BINARY",
-    "PIXFLEET_IMAGE",
-    "PIXFLEET_RABBITMQ_SBIN",
-    "PIXFLEET_REDIS_SERVER",
-];
+const OF_SCRIPTS: [&str; 5] =
+    [CONFIG, "PIXFLEET_BINARY", "PIXFLEET_IMAGE", "PIXFLEET_RABBITMQ_SBIN", "PIXFLEET_REDIS_SERVER"];
 /// Families of them, and the variables of the sandbox, which has no section.
 const FAMILIES: [&str; 3] = ["PIXFLEET_SANDBOX_", "PIXFLEET_SERVICES_", "PIXFLEET_TEST_"];
 
@@ -46,13 +41,8 @@ pub(super) fn apply(environment: &[(OsString, OsString)], document: &mut Documen
 
 /// What a provider's `*_env` names is a secret, and may begin like a setting.
 fn named_secrets(document: &Document) -> Vec<String> {
-    let leaves = document
-        .leaves()
-        .into_iter()
-        .filter(|leaf| leaf.key.ends_with("_env"));
-    leaves
-        .filter_map(|leaf| leaf.value.as_str().map(str::to_owned))
-        .collect()
+    let leaves = document.leaves().into_iter().filter(|leaf| leaf.key.ends_with("_env"));
+    leaves.filter_map(|leaf| leaf.value.as_str().map(str::to_owned)).collect()
 }
 
 /// Whether the variable is someone else's: of our own scripts, or what Kubernetes sets for a service that is
@@ -84,10 +74,7 @@ mod tests {
     use super::*;
 
     fn applied(pairs: &[(&str, &str)]) -> (Document, String) {
-        let environment: Vec<_> = pairs
-            .iter()
-            .map(|(name, value)| (name.into(), value.into()))
-            .collect();
+        let environment: Vec<_> = pairs.iter().map(|(name, value)| (name.into(), value.into())).collect();
         let toml = "providers.mine.auth.key_env = 'PIXFLEET_MY_KEY'";
         let mut document = Document::parse("pixfleet.toml", toml).unwrap();
         let problems = apply(&environment, &mut document).to_string();
@@ -96,11 +83,8 @@ mod tests {
 
     #[test]
     fn a_variable_sets_its_field_and_an_empty_one_nothing() {
-        let (document, problems) = applied(&[
-            ("PIXFLEET_RABBITMQ_LANES", "8"),
-            ("PIXFLEET_LOG_FILTER", ""),
-            ("HOME", "/"),
-        ]);
+        let (document, problems) =
+            applied(&[("PIXFLEET_RABBITMQ_LANES", "8"), ("PIXFLEET_LOG_FILTER", ""), ("HOME", "/")]);
         assert_eq!(problems, "");
         assert_eq!(document.get("rabbitmq.lanes"), Some(json!(8)));
         assert_eq!(document.origin("rabbitmq.lanes"), "PIXFLEET_RABBITMQ_LANES");
@@ -110,10 +94,7 @@ mod tests {
     #[test]
     fn a_mistyped_variable_is_refused_with_the_one_that_was_meant() {
         let (_, problems) = applied(&[("PIXFLEET_RABITMQ_URL", "amqp://u:hunter2@h")]);
-        assert_eq!(
-            problems,
-            "PIXFLEET_RABITMQ_URL: unknown variable: did you mean `PIXFLEET_RABBITMQ_URL`?"
-        );
+        assert_eq!(problems, "PIXFLEET_RABITMQ_URL: unknown variable: did you mean `PIXFLEET_RABBITMQ_URL`?");
     }
 
     #[test]
@@ -132,9 +113,6 @@ mod tests {
     #[test]
     fn a_port_that_someone_believes_in_is_not_taken_for_one_of_kubernetes() {
         let (_, problems) = applied(&[("PIXFLEET_ADMIN_PORT", "9700")]);
-        assert!(
-            problems.starts_with("PIXFLEET_ADMIN_PORT: unknown variable"),
-            "{problems}"
-        );
+        assert!(problems.starts_with("PIXFLEET_ADMIN_PORT: unknown variable"), "{problems}");
     }
 }

@@ -19,9 +19,7 @@ const PROVIDERS: &str = "\
 
 /// The file.
 pub(super) fn example() -> String {
-    sections().iter().fold(HEAD.to_owned(), |text, section| {
-        text + "\n" + &of_section(section)
-    })
+    sections().iter().fold(HEAD.to_owned(), |text, section| text + "\n" + &of_section(section))
 }
 
 fn of_section(section: &Section) -> String {
@@ -30,10 +28,7 @@ fn of_section(section: &Section) -> String {
         return text + PROVIDERS;
     }
     text += &format!("[{}]\n", section.name);
-    section
-        .fields
-        .iter()
-        .fold(text, |text, field| text + &of_field(field))
+    section.fields.iter().fold(text, |text, field| text + &of_field(field))
 }
 
 fn of_field(field: &Field) -> String {
@@ -66,10 +61,8 @@ pub(super) fn toml(value: &Value) -> String {
     match value {
         Value::Array(values) => format!("[{}]", values.iter().map(toml).collect::<Vec<_>>().join(", ")),
         Value::Object(map) => {
-            let entries: Vec<String> = map
-                .iter()
-                .map(|(key, value)| format!("{} = {}", key_text(key), toml(value)))
-                .collect();
+            let entries: Vec<String> =
+                map.iter().map(|(key, value)| format!("{} = {}", key_text(key), toml(value))).collect();
             format!("{{ {} }}", entries.join(", "))
         }
         // Basic strings of TOML know every escape that JSON writes, but for the bare DEL.
@@ -78,15 +71,8 @@ pub(super) fn toml(value: &Value) -> String {
 }
 
 fn key_text(key: &str) -> String {
-    let bare = !key.is_empty()
-        && key
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
-    if bare {
-        key.to_owned()
-    } else {
-        Value::from(key).to_string()
-    }
+    let bare = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    if bare { key.to_owned() } else { Value::from(key).to_string() }
 }
 
 #[cfg(test)]
@@ -98,10 +84,7 @@ mod tests {
 
     #[test]
     fn the_example_is_read_as_it_stands() {
-        let config = Document::parse("example.toml", &example())
-            .unwrap()
-            .read::<Config>()
-            .unwrap();
+        let config = Document::parse("example.toml", &example()).unwrap().read::<Config>().unwrap();
         assert_eq!(config, Config::default());
     }
 
@@ -110,17 +93,9 @@ mod tests {
         let is_setting = |line: &str| line.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[');
         let text: Vec<String> = example()
             .lines()
-            .map(|line| {
-                line.strip_prefix('#')
-                    .filter(|rest| is_setting(rest))
-                    .unwrap_or(line)
-                    .to_owned()
-            })
+            .map(|line| line.strip_prefix('#').filter(|rest| is_setting(rest)).unwrap_or(line).to_owned())
             .collect();
-        let mut config = Document::parse("example.toml", &text.join("\n"))
-            .unwrap()
-            .read::<Config>()
-            .unwrap();
+        let mut config = Document::parse("example.toml", &text.join("\n")).unwrap().read::<Config>().unwrap();
         assert_eq!(config.providers.remove("restb").map(|table| table.len()), Some(3));
         assert_eq!(config, Config::default());
         assert!(text.iter().any(|line| line == "lanes = 4"), "{text:?}");

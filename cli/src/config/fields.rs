@@ -43,12 +43,9 @@ impl Field {
     pub(crate) fn value(&self, text: &str) -> Value {
         match () {
             () if takes(&self.schema, "string") => Value::String(text.to_owned()),
-            () if takes(&self.schema, "array") && !text.trim_start().starts_with('[') => text
-                .split(',')
-                .map(str::trim)
-                .filter(|word| !word.is_empty())
-                .map(Value::from)
-                .collect(),
+            () if takes(&self.schema, "array") && !text.trim_start().starts_with('[') => {
+                text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(Value::from).collect()
+            }
             () => toml_value(text).unwrap_or_else(|| Value::String(text.to_owned())),
         }
     }
@@ -67,21 +64,14 @@ pub(crate) fn sections() -> Vec<Section> {
     let section = |(name, schema): (&String, &Value)| {
         let mut fields = Vec::new();
         collect(schema, name, &defaults[name], &mut fields);
-        Section {
-            name: name.clone(),
-            about: about(schema),
-            fields,
-        }
+        Section { name: name.clone(), about: about(schema), fields }
     };
     properties(&schema).into_iter().flatten().map(section).collect()
 }
 
 /// Every setting that has a name of its own.
 pub(crate) fn fields() -> Vec<Field> {
-    sections()
-        .into_iter()
-        .flat_map(|section| section.fields)
-        .collect()
+    sections().into_iter().flat_map(|section| section.fields).collect()
 }
 
 fn collect(schema: &Value, name: &str, default: &Value, fields: &mut Vec<Field>) {
@@ -92,12 +82,7 @@ fn collect(schema: &Value, name: &str, default: &Value, fields: &mut Vec<Field>)
             collect(below, &name, default, fields);
         } else {
             let default = (!default.is_null()).then(|| default.clone());
-            fields.push(Field {
-                name,
-                about: about(below),
-                default,
-                schema: below.clone(),
-            });
+            fields.push(Field { name, about: about(below), default, schema: below.clone() });
         }
     }
 }
@@ -105,12 +90,10 @@ fn collect(schema: &Value, name: &str, default: &Value, fields: &mut Vec<Field>)
 /// The keys of a table, also of one that may be left out.
 fn properties(schema: &Value) -> Option<&Map<String, Value>> {
     let own = schema.get("properties").and_then(Value::as_object);
-    own.or_else(
-        || match schema.get("anyOf").and_then(Value::as_array).map(Vec::as_slice) {
-            Some([some, none]) if none.get("type").is_some_and(|kind| kind == "null") => properties(some),
-            _ => None,
-        },
-    )
+    own.or_else(|| match schema.get("anyOf").and_then(Value::as_array).map(Vec::as_slice) {
+        Some([some, none]) if none.get("type").is_some_and(|kind| kind == "null") => properties(some),
+        _ => None,
+    })
 }
 
 fn takes(schema: &Value, kind: &str) -> bool {
@@ -120,21 +103,15 @@ fn takes(schema: &Value, kind: &str) -> bool {
         Some(single) => is(single),
         None => false,
     };
-    let branches = ["anyOf", "oneOf"]
-        .iter()
-        .filter_map(|keyword| schema.get(*keyword)?.as_array());
+    let branches = ["anyOf", "oneOf"].iter().filter_map(|keyword| schema.get(*keyword)?.as_array());
     own || branches.flatten().any(|branch| takes(branch, kind))
 }
 
 /// A schema's description as one line a paragraph.
 fn about(schema: &Value) -> String {
-    let text = schema
-        .get("description")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
-    let paragraphs = text
-        .split("\n\n")
-        .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    let text = schema.get("description").and_then(Value::as_str).unwrap_or_default();
+    let paragraphs =
+        text.split("\n\n").map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
     paragraphs.collect::<Vec<_>>().join("\n\n")
 }
 
@@ -170,17 +147,12 @@ mod tests {
     fn a_described_default_is_the_default() {
         for field in fields() {
             let said = field.about.split("Default: ").nth(1).unwrap_or_default();
-            let word = said
-                .trim_start_matches('`')
-                .split(['`', ' ', ';'])
-                .next()
-                .unwrap_or_default();
+            let word = said.trim_start_matches('`').split(['`', ' ', ';']).next().unwrap_or_default();
             let word = word.trim_end_matches(['.', ',']).replace(',', "");
             match &field.default {
                 Some(Value::Number(number)) => {
-                    let said: f64 = word
-                        .parse()
-                        .unwrap_or_else(|_| panic!("{} says `{word}`, not a number", field.name));
+                    let said: f64 =
+                        word.parse().unwrap_or_else(|_| panic!("{} says `{word}`, not a number", field.name));
                     assert_eq!(Some(said), number.as_f64(), "{}", field.name);
                 }
                 Some(Value::String(text)) if said.starts_with('`') => {
@@ -193,30 +165,13 @@ mod tests {
 
     #[test]
     fn a_text_becomes_what_the_setting_takes() {
-        let field = |schema: Value| Field {
-            name: "a.b".into(),
-            about: String::new(),
-            default: None,
-            schema,
-        };
+        let field = |schema: Value| Field { name: "a.b".into(), about: String::new(), default: None, schema };
         assert_eq!(field(json!({"type": "integer"})).value("64"), json!(64));
-        assert_eq!(
-            field(json!({"type": ["boolean", "null"]})).value("true"),
-            json!(true)
-        );
+        assert_eq!(field(json!({"type": ["boolean", "null"]})).value("true"), json!(true));
         assert_eq!(field(json!({"type": "integer"})).value("many"), json!("many"));
         assert_eq!(field(json!({"type": "string"})).value("64"), json!("64"));
-        assert_eq!(
-            field(json!({"type": "array"})).value("/a, /b"),
-            json!(["/a", "/b"])
-        );
-        assert_eq!(
-            field(json!({"type": "array"})).value("[80, 443]"),
-            json!([80, 443])
-        );
-        assert_eq!(
-            field(json!({"type": "integer"})).value("1\nother = 2"),
-            json!("1\nother = 2")
-        );
+        assert_eq!(field(json!({"type": "array"})).value("/a, /b"), json!(["/a", "/b"]));
+        assert_eq!(field(json!({"type": "array"})).value("[80, 443]"), json!([80, 443]));
+        assert_eq!(field(json!({"type": "integer"})).value("1\nother = 2"), json!("1\nother = 2"));
     }
 }

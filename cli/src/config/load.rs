@@ -68,8 +68,7 @@ impl Sources {
     /// # Errors
     /// Everything that is wrong in any of them; where keys are needed, one that is not there.
     pub(crate) fn load_with_providers(&self, keys: Keys) -> Result<(Loaded, Catalog), Problems> {
-        self.gather(&environment(), Path::new("."))
-            .read_with_providers(keys)
+        self.gather(&environment(), Path::new(".")).read_with_providers(keys)
     }
 
     /// Every source laid over the other, with this environment and working directory.
@@ -84,28 +83,16 @@ impl Sources {
         problems.extend(environment::apply(environment, &mut document));
         problems.extend(self.apply_flags(&mut document));
         let folder = file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
-        Gathered {
-            folder: directory.join(folder),
-            document,
-            problems,
-        }
+        Gathered { folder: directory.join(folder), document, problems }
     }
 
     fn file(&self, environment: &[(OsString, OsString)], directory: &Path) -> Option<PathBuf> {
-        let named = environment
-            .iter()
-            .find(|(name, value)| name == environment::CONFIG && !value.is_empty());
+        let named = environment.iter().find(|(name, value)| name == environment::CONFIG && !value.is_empty());
         let found = || {
             let places = ["pixfleet.toml", "/etc/pixfleet/pixfleet.toml"];
-            places
-                .into_iter()
-                .map(PathBuf::from)
-                .find(|place| directory.join(place).exists())
+            places.into_iter().map(PathBuf::from).find(|place| directory.join(place).exists())
         };
-        self.config
-            .clone()
-            .or_else(|| named.map(|(_, path)| path.into()))
-            .or_else(found)
+        self.config.clone().or_else(|| named.map(|(_, path)| path.into())).or_else(found)
     }
 
     fn apply_flags(&self, document: &mut Document) -> Problems {
@@ -147,10 +134,7 @@ impl Gathered {
         match self.document.read::<Config>() {
             Ok(config) => {
                 self.problems.extend(config.problems(&self.document));
-                self.problems.or(Loaded {
-                    config,
-                    document: self.document,
-                })
+                self.problems.or(Loaded { config, document: self.document })
             }
             Err(more) => {
                 self.problems.extend(more);
@@ -180,16 +164,10 @@ impl Gathered {
         let providers = document.subtable("providers");
         for name in providers.iter().flat_map(Document::keys) {
             // What is not a table is reported by the catalog, with its line.
-            let _ = document.set(
-                &format!("providers.\"{name}\".auth.key_env"),
-                "NOT_NEEDED".into(),
-                "enqueue",
-            );
+            let _ =
+                document.set(&format!("providers.\"{name}\".auth.key_env"), "NOT_NEEDED".into(), "enqueue");
         }
-        let source = Source {
-            env: &|_| Some("not needed".to_owned()),
-            folder: &self.folder,
-        };
+        let source = Source { env: &|_| Some("not needed".to_owned()), folder: &self.folder };
         Catalog::load(&document, source)
     }
 }
@@ -223,14 +201,8 @@ mod tests {
         std::fs::write(directory.path().join("pixfleet.toml"), toml).unwrap();
         Given {
             directory,
-            environment: environment
-                .iter()
-                .map(|(name, value)| (name.into(), value.into()))
-                .collect(),
-            sources: Sources {
-                config: None,
-                set: set.iter().map(|&flag| flag.to_owned()).collect(),
-            },
+            environment: environment.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            sources: Sources { config: None, set: set.iter().map(|&flag| flag.to_owned()).collect() },
         }
     }
 
@@ -244,10 +216,7 @@ mod tests {
         }
 
         fn problems(&self) -> String {
-            self.load()
-                .err()
-                .map(|problems| problems.to_string())
-                .unwrap_or_default()
+            self.load().err().map(|problems| problems.to_string()).unwrap_or_default()
         }
     }
 
@@ -274,9 +243,7 @@ mod tests {
     fn a_file_that_was_named_must_be_there() {
         let given = given("", &[("PIXFLEET_CONFIG", "other.toml")], &[]);
         assert!(
-            given
-                .problems()
-                .starts_with("other.toml: the settings file can't be read: "),
+            given.problems().starts_with("other.toml: the settings file can't be read: "),
             "{}",
             given.problems()
         );
@@ -285,10 +252,7 @@ mod tests {
     #[test]
     fn what_is_wrong_in_every_source_is_said_at_once() {
         let toml = "[rabbitmq]\nlanse = 4\nurl = 'amqp://me:hunter2@mq'\n[admin]\nlisten = 9600\n";
-        let environment = [
-            ("PIXFLEET_RABBITMQ_LANES", "none"),
-            ("PIXFLEET_LOG_FORMT", "json"),
-        ];
+        let environment = [("PIXFLEET_RABBITMQ_LANES", "none"), ("PIXFLEET_LOG_FORMT", "json")];
         let flags = ["log.format=yaml", "redis.url=redis://:hunter2@r", "nonsense"];
         let problems = given(toml, &environment, &flags).problems();
         let starts = [
@@ -325,18 +289,13 @@ mod tests {
     #[test]
     fn a_password_is_welcome_in_the_environment() {
         let given = given("", &[("PIXFLEET_RABBITMQ_URL", "amqp://me:hunter2@mq/v")], &[]);
-        assert_eq!(
-            given.load().unwrap().config.rabbitmq.url,
-            "amqp://me:hunter2@mq/v"
-        );
+        assert_eq!(given.load().unwrap().config.rabbitmq.url, "amqp://me:hunter2@mq/v");
     }
 
     #[test]
     fn a_provider_keeps_its_table_and_its_lines() {
         let toml = "[providers.\"my api\"]\npreset = 'restb'\nlimits = [{ name = 'rate', calls = 4 }]\n";
-        let loaded = given(toml, &[], &["providers.\"my api\".limits[0].calls=8"])
-            .load()
-            .unwrap();
+        let loaded = given(toml, &[], &["providers.\"my api\".limits[0].calls=8"]).load().unwrap();
         let table = loaded.document.subtable("providers.\"my api\"").unwrap();
         assert_eq!(table.get("limits[0].calls"), Some(8.into()));
         assert_eq!(
@@ -348,35 +307,19 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_provider_is_said_with_the_rest() {
         let toml = "[log]\nfiltr = 'info'\n[providers.mine]\npreset = 'restbb'\n";
-        let problems = given(toml, &[], &[])
-            .gathered()
-            .read_with_providers(Keys::Needed)
-            .err()
-            .unwrap()
-            .to_string();
+        let problems =
+            given(toml, &[], &[]).gathered().read_with_providers(Keys::Needed).err().unwrap().to_string();
         assert!(problems.starts_with("pixfleet.toml:2: log.filtr: "), "{problems}");
-        assert!(
-            problems.contains("\npixfleet.toml:4: providers.mine.preset: "),
-            "{problems}"
-        );
+        assert!(problems.contains("\npixfleet.toml:4: providers.mine.preset: "), "{problems}");
     }
 
     #[test]
     fn a_key_is_demanded_of_a_worker_and_not_of_an_enqueue() {
         let toml = "[providers.mine]\npreset = 'restb'\nauth.key_file = '/nowhere'\nauth.key_env = 'PIXFLEET_TEST_NO_KEY'\n";
         let given = given(toml, &[], &[]);
-        let problems = given
-            .gathered()
-            .read_with_providers(Keys::Needed)
-            .err()
-            .unwrap()
-            .to_string();
+        let problems = given.gathered().read_with_providers(Keys::Needed).err().unwrap().to_string();
         assert!(problems.contains("/nowhere"), "{problems}");
-        let (_, catalog) = given
-            .gathered()
-            .read_with_providers(Keys::NotNeeded)
-            .ok()
-            .unwrap();
+        let (_, catalog) = given.gathered().read_with_providers(Keys::NotNeeded).ok().unwrap();
         assert_eq!(catalog.iter().count(), 1);
     }
 

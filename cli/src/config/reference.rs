@@ -21,10 +21,8 @@ pub(super) fn renewed(page: &str) -> Option<String> {
 
 fn reference() -> String {
     let sections: String = sections().iter().map(of_section).collect();
-    let exits: String = Exit::ALL
-        .iter()
-        .map(|(exit, meaning)| format!("| {} | {meaning} |\n", *exit as u8))
-        .collect();
+    let exits: String =
+        Exit::ALL.iter().map(|(exit, meaning)| format!("| {} | {meaning} |\n", *exit as u8)).collect();
     format!("## Sections\n{sections}\n## Exit codes\n| code | meaning |\n|---|---|\n{exits}")
 }
 
@@ -38,10 +36,8 @@ fn of_section(section: &Section) -> String {
 }
 
 fn of_field(field: &Field) -> String {
-    let default = field
-        .default
-        .as_ref()
-        .map_or_else(|| "none".to_owned(), |value| format!("`{}`", toml(value)));
+    let default =
+        field.default.as_ref().map_or_else(|| "none".to_owned(), |value| format!("`{}`", toml(value)));
     let cell = |text: &str| text.replace('|', "\\|").replace("\n\n", "<br>");
     format!(
         "| `{}` | {} | {} | {} |\n",
@@ -65,11 +61,7 @@ fn meaning(field: &Field) -> String {
         Some(Value::Bool(on)) => said == if *on { "yes" } else { "no" },
         Some(value) => toml(value) == said,
     };
-    if told {
-        format!("{before} {after}").trim_end().to_owned()
-    } else {
-        field.about.clone()
-    }
+    if told { format!("{before} {after}").trim_end().to_owned() } else { field.about.clone() }
 }
 
 #[cfg(test)]
@@ -94,11 +86,7 @@ mod tests {
         let page = format!("a\n{BEGIN}stale words{END}b\n");
         let new = renewed(&page).unwrap();
         assert!(new.starts_with("a\n") && new.ends_with("b\n") && !new.contains("stale words"));
-        assert_eq!(
-            renewed(&new).as_ref(),
-            Some(&new),
-            "renewing twice changes nothing"
-        );
+        assert_eq!(renewed(&new).as_ref(), Some(&new), "renewing twice changes nothing");
     }
 
     #[test]

@@ -33,9 +33,7 @@ fn advice(leaf: &Leaf) -> Option<String> {
     // A placeholder (`${key}`) is how a request says where the secret goes.
     let secret = provider
         && is_secret(&leaf.key)
-        && texts(&leaf.value)
-            .iter()
-            .any(|text| !text.is_empty() && !text.contains("${"));
+        && texts(&leaf.value).iter().any(|text| !text.is_empty() && !text.contains("${"));
     secret.then(|| {
         "looks like a secret: put it into an environment variable or a file, and let `auth.key_env` or `auth.key_file` name that".to_owned()
     })
@@ -108,10 +106,7 @@ headers = { tiliter-api-key = "hunter2", x-api-key = "${key}" }
     #[test]
     fn a_shown_value_keeps_no_password() {
         let show = |key: &str, text: &str| shown(key, &Value::from(text)).as_str().unwrap().to_owned();
-        assert_eq!(
-            show("url", "amqp://me:p@ss@mq:5672/v"),
-            "amqp://me:[redacted]@mq:5672/v"
-        );
+        assert_eq!(show("url", "amqp://me:p@ss@mq:5672/v"), "amqp://me:[redacted]@mq:5672/v");
         assert_eq!(show("url", "redis://:pw@r"), "redis://:[redacted]@r");
         assert_eq!(show("url", "amqp://me@mq/v?a=b:c@d"), "amqp://me@mq/v?a=b:c@d");
         assert_eq!(show("client_key", "x"), "[redacted]");

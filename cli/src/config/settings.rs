@@ -47,10 +47,7 @@ pub(crate) struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Self {
-            filter: "info,lapin=off".to_owned(),
-            format: LogFormat::default(),
-        }
+        Self { filter: "info,lapin=off".to_owned(), format: LogFormat::default() }
     }
 }
 
@@ -63,22 +60,10 @@ impl Config {
                 problems.push(document.problem(field, message));
             }
         };
-        let amqp = ["amqp://", "amqps://"]
-            .iter()
-            .any(|scheme| self.rabbitmq.url.starts_with(scheme));
-        demand(
-            amqp,
-            "rabbitmq.url",
-            "not a RabbitMQ URL: give amqp://HOST:PORT/VHOST or amqps://…",
-        );
-        let redis = ["redis://", "rediss://"]
-            .iter()
-            .any(|scheme| self.redis.url.starts_with(scheme));
-        demand(
-            redis,
-            "redis.url",
-            "not a Redis URL: give redis://HOST:PORT/DATABASE or rediss://…",
-        );
+        let amqp = ["amqp://", "amqps://"].iter().any(|scheme| self.rabbitmq.url.starts_with(scheme));
+        demand(amqp, "rabbitmq.url", "not a RabbitMQ URL: give amqp://HOST:PORT/VHOST or amqps://…");
+        let redis = ["redis://", "rediss://"].iter().any(|scheme| self.redis.url.starts_with(scheme));
+        demand(redis, "redis.url", "not a Redis URL: give redis://HOST:PORT/DATABASE or rediss://…");
         let listen = &self.admin.listen;
         demand(
             listen.is_empty() || is_address(listen),
@@ -96,6 +81,5 @@ impl Config {
 }
 
 fn is_address(text: &str) -> bool {
-    text.rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }

@@ -36,11 +36,7 @@ impl Figures {
         let calls = arrivals().count() as u64;
         let span_us = arrivals().max().unwrap_or(0) - arrivals().min().unwrap_or(0);
         let seconds = span_us as f64 / 1e6;
-        let throughput_per_s = if span_us > 0 {
-            (calls - 1) as f64 / seconds
-        } else {
-            0.0
-        };
+        let throughput_per_s = if span_us > 0 { (calls - 1) as f64 / seconds } else { 0.0 };
         let limit_per_s = f64::from(stage::LIMIT_PER_S);
         Self {
             calls,
@@ -69,10 +65,7 @@ impl Figures {
             })
             .collect();
         let counts = tally.counts();
-        let shares: Vec<String> = workers
-            .iter()
-            .map(|report| report.completed.to_string())
-            .collect();
+        let shares: Vec<String> = workers.iter().map(|report| report.completed.to_string()).collect();
         lines.push(format!(
             "{} done, {} failed, {} dead; {} lost, {} duplicates; {} calls charged, {} jobs by {} workers",
             counts.done,
@@ -114,20 +107,11 @@ mod tests {
 
     #[test]
     fn utilisation_is_between_the_first_and_the_last_arrival_and_a_refusal_is_no_call() {
-        let mut access: Vec<Line> = (0..36)
-            .map(|n| line(5_000_000 + n * 252_000, Outcome::Accepted))
-            .collect();
+        let mut access: Vec<Line> =
+            (0..36).map(|n| line(5_000_000 + n * 252_000, Outcome::Accepted)).collect();
         access.push(line(1, Outcome::Throttled));
         let figures = Figures::of(&access, &Tally::bounded(10), 2, 36);
-        assert_eq!(
-            (
-                figures.calls,
-                figures.throttled_429,
-                figures.lost,
-                figures.duplicates
-            ),
-            (36, 1, 36, 2)
-        );
+        assert_eq!((figures.calls, figures.throttled_429, figures.lost, figures.duplicates), (36, 1, 36, 2));
         assert_eq!((figures.seconds, figures.utilisation), (8.82, 0.992063));
     }
 

@@ -25,10 +25,7 @@ pub(super) const MODELS: [&str; 6] = [
 ];
 const IMAGES: [&str; 6] = ["kitchen", "bathroom", "bedroom", "living-room", "front", "garden"];
 /// The tutorial's calls took 1160 ms.
-const LATENCY: Latency = Latency::Lognormal {
-    mean_ms: 1160.0,
-    sigma: 0.1,
-};
+const LATENCY: Latency = Latency::Lognormal { mean_ms: 1160.0, sigma: 0.1 };
 /// Tokens of the `bucket` judge.
 const BURST: u32 = 4;
 const KEY: &str = "demo";
@@ -53,9 +50,7 @@ pub(super) fn results() -> u64 {
 /// The images as a CSV. Nobody fetches them: the sandbox answers by their URL, so every run sees the same.
 pub(super) fn manifest() -> String {
     let row = |name| format!("{name},https://example.com/photos/{name}.jpg\n");
-    std::iter::once("id,url\n".to_owned())
-        .chain(IMAGES.map(row))
-        .collect()
+    std::iter::once("id,url\n".to_owned()).chain(IMAGES.map(row)).collect()
 }
 
 /// The sandbox.
@@ -68,11 +63,7 @@ pub(super) fn sandbox(judge: Judge) -> Settings {
     Settings {
         keys: vec![KEY.to_owned()],
         latency: LATENCY,
-        judging: Judging {
-            rule,
-            limit: LIMIT_PER_S,
-            ..Judging::default()
-        },
+        judging: Judging { rule, limit: LIMIT_PER_S, ..Judging::default() },
         ..Settings::default()
     }
 }
@@ -99,9 +90,7 @@ pub(super) fn provider(url: &str, judge: Judge) -> anyhow::Result<Provider> {
 /// Images by models.
 pub(super) fn table(summaries: &[Summary]) -> Table {
     let mut table = Table::new();
-    table
-        .load_style(presets::UTF8_FULL_CONDENSED)
-        .set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(["image"].into_iter().chain(MODELS));
     for name in IMAGES {
         let summary = summaries.iter().find(|summary| summary.image == name);

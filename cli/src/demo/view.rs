@@ -27,10 +27,7 @@ impl View {
         let bar = ProgressBar::new(results);
         let style = ProgressStyle::with_template("{elapsed:>4} {bar:36} {pos}/{len} results  {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self {
-            bar,
-            seen: VecDeque::new(),
-        }
+        Self { bar, seen: VecDeque::new() }
     }
 
     /// Shows where the job stands.
@@ -43,11 +40,7 @@ impl View {
         }
         let (since, before) = self.seen.front().copied().unwrap_or((now, calls));
         let seconds = (now - since).as_secs_f64();
-        let rate = if seconds > 0.0 {
-            (calls - before) as f64 / seconds
-        } else {
-            0.0
-        };
+        let rate = if seconds > 0.0 { (calls - before) as f64 / seconds } else { 0.0 };
         self.bar.set_position(results);
         self.bar.set_message(format!(
             "{rate:.1} of {} calls/s, {} in flight, {} 429s",

@@ -102,20 +102,13 @@ mod tests {
             results: 36,
             cost: 0.0,
             seconds: Some(8.82),
-            binding: Some(Binding {
-                stack: "restb".into(),
-                limit: "rate".into(),
-                calls_per_s: 3.97,
-            }),
+            binding: Some(Binding { stack: "restb".into(), limit: "rate".into(), calls_per_s: 3.97 }),
         };
         assert_eq!(
             when(&forecast, "2026-11-22T10:00:00Z".parse().unwrap()),
             "done in 9s at best (by 2026-11-22T10:00:09Z), at 3.97 calls/s: limit `rate` of `restb` binds"
         );
-        let distant = Forecast {
-            seconds: Some(1e300),
-            ..forecast
-        };
+        let distant = Forecast { seconds: Some(1e300), ..forecast };
         assert!(when(&distant, Timestamp::now()).contains("distant future"));
     }
 }

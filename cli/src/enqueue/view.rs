@@ -38,16 +38,9 @@ pub(super) fn show(
     progress: watch::Receiver<Tally>,
     stop: CancellationToken,
 ) -> JoinHandle<()> {
-    let every = if style == Style::Bar {
-        Duration::from_millis(200)
-    } else {
-        Duration::from_secs(10)
-    };
+    let every = if style == Style::Bar { Duration::from_millis(200) } else { Duration::from_secs(10) };
     let bar = match (style, extent.total()) {
-        (Style::Bar, Some(total)) => bar(
-            ProgressBar::new(total),
-            "{bar:30} {percent:>3}%  {msg}  eta {eta}",
-        ),
+        (Style::Bar, Some(total)) => bar(ProgressBar::new(total), "{bar:30} {percent:>3}%  {msg}  eta {eta}"),
         (Style::Bar, None) => bar(ProgressBar::new_spinner(), "{spinner} {elapsed}  {msg}"),
         _ => ProgressBar::hidden(),
     };
@@ -100,15 +93,10 @@ fn bar(bar: ProgressBar, template: &str) -> ProgressBar {
 }
 
 fn line(tally: &Tally, jobs_per_s: f64) -> String {
-    let mut line = format!(
-        "{} rows, {} jobs confirmed, {jobs_per_s:.0}/s",
-        tally.rows, tally.enqueued
-    );
-    for (count, what) in [
-        (tally.already, "already there"),
-        (tally.duplicates, "duplicates"),
-        (tally.bad_rows, "bad rows"),
-    ] {
+    let mut line = format!("{} rows, {} jobs confirmed, {jobs_per_s:.0}/s", tally.rows, tally.enqueued);
+    for (count, what) in
+        [(tally.already, "already there"), (tally.duplicates, "duplicates"), (tally.bad_rows, "bad rows")]
+    {
         if count > 0 {
             line += &format!(", {count} {what}");
         }
@@ -125,11 +113,7 @@ struct Pace {
 
 impl Pace {
     fn new(at: Instant) -> Self {
-        Self {
-            at,
-            jobs: 0,
-            jobs_per_s: 0.0,
-        }
+        Self { at, jobs: 0, jobs_per_s: 0.0 }
     }
 
     /// Smoothed over about two seconds, so that it can be read.
@@ -137,11 +121,7 @@ impl Pace {
         let seconds = (now - self.at).as_secs_f64();
         if seconds > 0.0 {
             let latest = (tally.enqueued - self.jobs) as f64 / seconds;
-            let share = if self.jobs == 0 {
-                1.0
-            } else {
-                (seconds / 2.0).min(1.0)
-            };
+            let share = if self.jobs == 0 { 1.0 } else { (seconds / 2.0).min(1.0) };
             self.jobs_per_s += (latest - self.jobs_per_s) * share;
         }
         (self.at, self.jobs) = (now, tally.enqueued);
@@ -160,11 +140,7 @@ mod tests {
 
     #[test]
     fn a_line_says_what_happened_and_nothing_that_did_not() {
-        let mut tally = Tally {
-            rows: 10,
-            enqueued: 8,
-            ..Tally::default()
-        };
+        let mut tally = Tally { rows: 10, enqueued: 8, ..Tally::default() };
         assert_eq!(line(&tally, 3.6), "10 rows, 8 jobs confirmed, 4/s");
         tally.bad_rows = 2;
         assert!(line(&tally, 0.0).ends_with(", 2 bad rows"));
@@ -174,10 +150,7 @@ mod tests {
     fn the_rate_follows_what_was_confirmed_since_the_last_look() {
         let start = Instant::now();
         let mut pace = Pace::new(start);
-        let tally = |enqueued| Tally {
-            enqueued,
-            ..Tally::default()
-        };
+        let tally = |enqueued| Tally { enqueued, ..Tally::default() };
         assert_eq!(pace.jobs_per_s(&tally(100), start + Duration::from_secs(2)), 50.0);
         assert_eq!(pace.jobs_per_s(&tally(100), start + Duration::from_secs(4)), 0.0);
     }

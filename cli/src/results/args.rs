@@ -62,12 +62,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COLUMN,...", value_delimiter = ',')]
     pub metadata: Option<Vec<String>>,
     /// Results held for summaries at most; past it, the image that waits longest is written as it is.
-    #[arg(
-        long,
-        value_name = "RESULTS",
-        default_value_t = 100_000,
-        requires = "by_image"
-    )]
+    #[arg(long, value_name = "RESULTS", default_value_t = 100_000, requires = "by_image")]
     pub hold: usize,
     /// Result ids remembered at most, to know a redelivery: 20 to 40 bytes each, twice.
     #[arg(long, value_name = "IDS", default_value_t = 10_000_000)]
@@ -138,9 +133,7 @@ mod tests {
 
     fn args(line: &str) -> Result<Args, String> {
         let words = std::iter::once("results").chain(line.split_whitespace());
-        let args = Cli::try_parse_from(words)
-            .map_err(|error| error.to_string())?
-            .args;
+        let args = Cli::try_parse_from(words).map_err(|error| error.to_string())?.args;
         args.check().map_err(|error| error.to_string())?;
         Ok(args)
     }
@@ -149,11 +142,7 @@ mod tests {
     fn a_reader_must_be_told_what_to_read_and_what_contradicts_itself_is_refused() {
         assert!(args("").unwrap_err().contains("--batch"));
         assert!(args("--follow --by-image").unwrap_err().contains("--models"));
-        assert!(
-            args("--name n --by-image --batch b")
-                .unwrap_err()
-                .contains("--name")
-        );
+        assert!(args("--name n --by-image --batch b").unwrap_err().contains("--name"));
         assert!(args("--name n --json").unwrap_err().contains("--out"));
         assert!(args("--since yesterday").unwrap_err().contains("2h"));
         assert!(args("--name a.b").unwrap_err().contains("letters"));
@@ -168,9 +157,6 @@ mod tests {
         assert_eq!((whole.batch, whole.outcome), (batch.batch.clone(), None));
         assert_eq!(batch.filter().outcome, Some(Outcome::Dead));
         let follow = args("--follow --model m").unwrap();
-        assert_eq!(
-            follow.subscription(None, From::Now).filter.model.as_deref(),
-            Some("m")
-        );
+        assert_eq!(follow.subscription(None, From::Now).filter.model.as_deref(), Some("m"));
     }
 }

@@ -58,9 +58,7 @@ impl Calls {
 
     /// The figures, under the provider's name.
     pub(crate) fn statistics(&self, provider: &str) -> CallStatistics {
-        let seconds = self
-            .departures
-            .map_or(0.0, |(first, last)| last.duration_since(first).as_secs_f64());
+        let seconds = self.departures.map_or(0.0, |(first, last)| last.duration_since(first).as_secs_f64());
         let throughput_per_s = (seconds > 0.0).then(|| (self.count - 1) as f64 / seconds);
         CallStatistics {
             provider: provider.to_owned(),
@@ -69,9 +67,7 @@ impl Calls {
             average_ms: self.duration_us as f64 / 1e3 / self.count.max(1) as f64,
             throughput_per_s,
             limit_per_s: self.limit_per_s,
-            utilisation: throughput_per_s
-                .zip(self.limit_per_s)
-                .map(|(rate, limit)| rate / limit),
+            utilisation: throughput_per_s.zip(self.limit_per_s).map(|(rate, limit)| rate / limit),
             throttled: self.throttled,
             cost: self.cost_nano as f64 / 1e9,
         }
@@ -99,10 +95,7 @@ impl fmt::Display for CallStatistics {
 
 /// A rate with at most three decimals, and none that say nothing.
 fn short(rate: f64) -> String {
-    format!("{rate:.3}")
-        .trim_end_matches('0')
-        .trim_end_matches('.')
-        .to_owned()
+    format!("{rate:.3}").trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 #[cfg(test)]
@@ -115,10 +108,7 @@ mod tests {
     fn one_call_has_no_rate_and_a_slow_limit_keeps_its_decimals() {
         let mut calls = Calls::default();
         calls.add(&sample("1", "m", Outcome::Ok, 1).call.unwrap());
-        assert_eq!(
-            calls.statistics("p").to_string(),
-            "1 request in 0.0 s, average 100 ms, 0 429s"
-        );
+        assert_eq!(calls.statistics("p").to_string(), "1 request in 0.0 s, average 100 ms, 0 429s");
         assert_eq!((short(200.0), short(0.25)), ("200".to_owned(), "0.25".to_owned()));
     }
 }

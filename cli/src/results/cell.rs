@@ -37,13 +37,8 @@ pub(crate) fn short(answer: Option<&Answer>, failure: Option<&Failure>) -> Strin
     let confident = |(at, label): &(usize, &Label)| {
         *at == 0 || label.confidence.is_none_or(|confidence| confidence >= CONFIDENT)
     };
-    let mut parts: Vec<String> = answer
-        .labels
-        .iter()
-        .enumerate()
-        .filter(confident)
-        .map(|(_, label)| label.label.clone())
-        .collect();
+    let mut parts: Vec<String> =
+        answer.labels.iter().enumerate().filter(confident).map(|(_, label)| label.label.clone()).collect();
     parts.extend(answer.value.as_ref().map(value));
     parts.join("; ")
 }
@@ -54,10 +49,7 @@ mod tests {
     use serde_json::json;
 
     fn label(label: &str, confidence: Option<f64>) -> Label {
-        Label {
-            label: label.into(),
-            confidence,
-        }
+        Label { label: label.into(), confidence }
     }
 
     #[test]
@@ -68,31 +60,18 @@ mod tests {
         };
         assert_eq!(short(Some(&classes), None), "kitchen");
         let features = Answer {
-            labels: vec![
-                label("pool", None),
-                label("garden", Some(0.9)),
-                label("sauna", Some(0.1)),
-            ],
+            labels: vec![label("pool", None), label("garden", Some(0.9)), label("sauna", Some(0.1))],
             ..Answer::default()
         };
         assert_eq!(short(Some(&features), None), "pool; garden");
-        let score = Answer {
-            value: Some(json!(4.2)),
-            ..Answer::default()
-        };
+        let score = Answer { value: Some(json!(4.2)), ..Answer::default() };
         assert_eq!(short(Some(&score), None), "4.2");
-        let failed = Failure {
-            class: "rejected".into(),
-            message: "not an image".into(),
-        };
+        let failed = Failure { class: "rejected".into(), message: "not an image".into() };
         assert_eq!(short(None, Some(&failed)), "[rejected]");
     }
 
     #[test]
     fn every_label_keeps_its_confidence_in_the_long_form() {
-        assert_eq!(
-            labels(&[label("kitchen", Some(0.97)), label("logo", None)]),
-            "kitchen=0.97; logo"
-        );
+        assert_eq!(labels(&[label("kitchen", Some(0.97)), label("logo", None)]), "kitchen=0.97; logo");
     }
 }

@@ -46,31 +46,20 @@ pub(crate) struct CsvRows {
 impl CsvRows {
     /// A new file's rows.
     pub(crate) fn new(metadata: Option<Vec<String>>, models: Vec<String>) -> Self {
-        Self {
-            writer: writer(),
-            metadata,
-            models,
-            begun: false,
-        }
+        Self { writer: writer(), metadata, models, begun: false }
     }
 
     /// Rows below the `header` of an earlier run.
     pub(crate) fn following(header: Vec<String>) -> Self {
         let key = |column: &String| column.strip_prefix(METADATA).map(str::to_owned);
         let metadata = header.iter().filter_map(key).collect();
-        Self {
-            begun: true,
-            ..Self::new(Some(metadata), Vec::new())
-        }
+        Self { begun: true, ..Self::new(Some(metadata), Vec::new()) }
     }
 
     /// Whether `header` begins a file of results as this build writes them.
     pub(crate) fn knows(header: &[String]) -> bool {
         header.len() > RESULT_COLUMNS.len()
-            && header
-                .iter()
-                .zip(RESULT_COLUMNS)
-                .all(|(column, ours)| column == ours)
+            && header.iter().zip(RESULT_COLUMNS).all(|(column, ours)| column == ours)
             && header.last().is_some_and(|last| last == MORE)
     }
 
@@ -116,18 +105,11 @@ impl CsvRows {
             summary.complete.to_string(),
         ];
         let short = |seen: &super::gather::Seen| cell::short(seen.answer.as_ref(), seen.failure.as_ref());
-        fields.extend(
-            self.models
-                .iter()
-                .map(|model| summary.find(model).map(short).unwrap_or_default()),
-        );
+        fields.extend(self.models.iter().map(|model| summary.find(model).map(short).unwrap_or_default()));
         let mut more = metadata_fields(&mut fields, &summary.metadata, keys);
         for seen in &summary.results {
             if !self.models.iter().any(|model| seen.is(model)) {
-                more.insert(
-                    format!("{}/{}", seen.provider, seen.model),
-                    Value::String(short(seen)),
-                );
+                more.insert(format!("{}/{}", seen.provider, seen.model), Value::String(short(seen)));
             }
         }
         fields.push(object(more));
@@ -135,9 +117,7 @@ impl CsvRows {
     }
 
     fn metadata_keys(&mut self, first: &BTreeMap<String, String>) -> Vec<String> {
-        self.metadata
-            .get_or_insert_with(|| first.keys().cloned().collect())
-            .clone()
+        self.metadata.get_or_insert_with(|| first.keys().cloned().collect()).clone()
     }
 
     fn begin(&mut self, columns: &[String], keys: &[String]) -> anyhow::Result<()> {
@@ -151,9 +131,7 @@ impl CsvRows {
 }
 
 fn writer() -> csv::Writer<Vec<u8>> {
-    csv::WriterBuilder::new()
-        .buffer_capacity(4096)
-        .from_writer(Vec::new())
+    csv::WriterBuilder::new().buffer_capacity(4096).from_writer(Vec::new())
 }
 
 /// The fields of [`RESULT_COLUMNS`]; what does not apply is empty.
@@ -172,10 +150,7 @@ fn fields(result: &ImageResult) -> Vec<String> {
         result.provider.clone(),
         result.model.clone(),
         result.outcome.as_str().to_owned(),
-        labels
-            .first()
-            .map(|label| label.label.clone())
-            .unwrap_or_default(),
+        labels.first().map(|label| label.label.clone()).unwrap_or_default(),
         text(labels.first().and_then(|label| label.confidence)),
         cell::labels(labels),
         value.map(cell::value).unwrap_or_default(),
@@ -194,21 +169,13 @@ fn metadata_fields(
     metadata: &BTreeMap<String, String>,
     keys: &[String],
 ) -> Map<String, Value> {
-    fields.extend(
-        keys.iter()
-            .map(|key| metadata.get(key).cloned().unwrap_or_default()),
-    );
+    fields.extend(keys.iter().map(|key| metadata.get(key).cloned().unwrap_or_default()));
     let rest = metadata.iter().filter(|(key, _)| !keys.contains(key));
-    rest.map(|(key, value)| (key.clone(), Value::String(value.clone())))
-        .collect()
+    rest.map(|(key, value)| (key.clone(), Value::String(value.clone()))).collect()
 }
 
 fn object(more: Map<String, Value>) -> String {
-    if more.is_empty() {
-        String::new()
-    } else {
-        Value::Object(more).to_string()
-    }
+    if more.is_empty() { String::new() } else { Value::Object(more).to_string() }
 }
 
 #[cfg(test)]
@@ -219,37 +186,23 @@ mod tests {
 
     fn with(image: &str, metadata: &[(&str, &str)]) -> ImageResult {
         let mut result = sample(image, "m", Outcome::Ok, 1);
-        result.metadata = metadata
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect();
+        result.metadata = metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         result
     }
 
     fn parse(rows: &mut CsvRows) -> Vec<BTreeMap<String, String>> {
         let bytes = rows.drain().unwrap();
-        csv::Reader::from_reader(&bytes[..])
-            .deserialize()
-            .map(Result::unwrap)
-            .collect()
+        csv::Reader::from_reader(&bytes[..]).deserialize().map(Result::unwrap).collect()
     }
 
     #[test]
     fn the_first_rows_metadata_makes_columns_and_what_comes_later_is_kept_in_the_last_one() {
         let mut rows = CsvRows::new(None, Vec::new());
-        rows.result(&with("1", &[("price", "10"), ("text", "a \"b\",\nc")]))
-            .unwrap();
-        rows.result(&with("2", &[("price", "20"), ("city", "Riga")]))
-            .unwrap();
+        rows.result(&with("1", &[("price", "10"), ("text", "a \"b\",\nc")])).unwrap();
+        rows.result(&with("2", &[("price", "20"), ("city", "Riga")])).unwrap();
         let rows = parse(&mut rows);
-        assert_eq!(
-            (&rows[0]["metadata.price"][..], &rows[0]["metadata.text"][..]),
-            ("10", "a \"b\",\nc")
-        );
-        assert_eq!(
-            (&rows[1]["metadata.text"][..], &rows[1]["more"][..]),
-            ("", r#"{"city":"Riga"}"#)
-        );
+        assert_eq!((&rows[0]["metadata.price"][..], &rows[0]["metadata.text"][..]), ("10", "a \"b\",\nc"));
+        assert_eq!((&rows[1]["metadata.text"][..], &rows[1]["more"][..]), ("", r#"{"city":"Riga"}"#));
         assert_eq!(rows[0]["sent_at"], "1970-01-01T00:00:01Z");
     }
 
@@ -258,25 +211,15 @@ mod tests {
         let mut rows = CsvRows::new(None, Vec::new());
         rows.result(&with("1", &[("price", "10")])).unwrap();
         let first = rows.drain().unwrap();
-        let header: Vec<String> = csv::Reader::from_reader(&first[..])
-            .headers()
-            .unwrap()
-            .iter()
-            .map(str::to_owned)
-            .collect();
+        let header: Vec<String> =
+            csv::Reader::from_reader(&first[..]).headers().unwrap().iter().map(str::to_owned).collect();
         assert!(CsvRows::knows(&header));
         let mut rows = CsvRows::following(header);
-        rows.result(&with("2", &[("city", "Riga"), ("price", "20")]))
-            .unwrap();
+        rows.result(&with("2", &[("city", "Riga"), ("price", "20")])).unwrap();
         let both = [first, rows.drain().unwrap()].concat();
-        let rows: Vec<BTreeMap<String, String>> = csv::Reader::from_reader(&both[..])
-            .deserialize()
-            .map(Result::unwrap)
-            .collect();
-        assert_eq!(
-            (&rows[1]["image"][..], &rows[1]["metadata.price"][..]),
-            ("2", "20")
-        );
+        let rows: Vec<BTreeMap<String, String>> =
+            csv::Reader::from_reader(&both[..]).deserialize().map(Result::unwrap).collect();
+        assert_eq!((&rows[1]["image"][..], &rows[1]["metadata.price"][..]), ("2", "20"));
     }
 
     #[test]

@@ -38,13 +38,10 @@ pub(crate) fn open(
     known: &mut dyn FnMut(Id, Outcome),
 ) -> anyhow::Result<Earlier> {
     let shown = path.display();
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .with_context(|| format!("can't open {shown}: give --out a file in a folder that you may write"))?;
+    let mut file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).with_context(
+            || format!("can't open {shown}: give --out a file in a folder that you may write"),
+        )?;
     let (whole, header) = match format {
         Format::Jsonl => (lines(&file, known), None),
         Format::Csv => match records(&file, known) {
@@ -58,8 +55,7 @@ pub(crate) fn open(
     let whole = whole.with_context(|| {
         format!("{shown} is not a file of results that --name could continue: give another --out")
     })?;
-    file.set_len(whole)
-        .with_context(|| format!("can't cut the torn end of {shown}"))?;
+    file.set_len(whole).with_context(|| format!("can't cut the torn end of {shown}"))?;
     file.seek(SeekFrom::Start(whole))?;
     Ok(Earlier { file, header })
 }
@@ -70,10 +66,7 @@ fn lines(file: &File, known: &mut dyn FnMut(Id, Outcome)) -> anyhow::Result<u64>
     let (mut whole, mut number, mut line) = (0, 0, Vec::new());
     loop {
         line.clear();
-        let read = reader
-            .by_ref()
-            .take(MAX_LINE_BYTES)
-            .read_until(b'\n', &mut line)?;
+        let read = reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
         if line.last() != Some(&b'\n') {
             return Ok(whole);
         }
@@ -139,9 +132,7 @@ mod tests {
         let mut rows = Rows::new(format, None, Vec::new());
         for image in ["1", "a\nb", "3"] {
             let mut result = sample(image, "m", Outcome::Ok, 1);
-            result
-                .metadata
-                .insert("note".into(), "two\nlines, \"quoted\"".into());
+            result.metadata.insert("note".into(), "two\nlines, \"quoted\"".into());
             rows.result(&result).unwrap();
         }
         rows.drain().unwrap()
@@ -158,11 +149,7 @@ mod tests {
     }
 
     fn tempfile() -> (std::path::PathBuf, File) {
-        let name = format!(
-            "pixfleet-earlier-{}-{:?}",
-            std::process::id(),
-            std::thread::current().id()
-        );
+        let name = format!("pixfleet-earlier-{}-{:?}", std::process::id(), std::thread::current().id());
         let path = std::env::temp_dir().join(name.replace(['(', ')'], ""));
         (path.clone(), File::create(&path).unwrap())
     }
@@ -185,20 +172,14 @@ mod tests {
 
     #[test]
     fn a_file_of_something_else_is_refused_by_name() {
-        for (format, text) in [
-            (Format::Jsonl, "hello\nworld\n"),
-            (Format::Csv, "a,b\n1,2\n"),
-            (Format::Table, ""),
-        ] {
+        for (format, text) in
+            [(Format::Jsonl, "hello\nworld\n"), (Format::Csv, "a,b\n1,2\n"), (Format::Table, "")]
+        {
             let (path, mut file) = tempfile();
             file.write_all(text.as_bytes()).unwrap();
             let error = open(&path, format, &mut |_, _| {}).unwrap_err();
             assert!(format!("{error:#}").contains("give"), "{error:#}");
-            assert_eq!(
-                std::fs::read_to_string(&path).unwrap(),
-                text,
-                "it is left as it was"
-            );
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "it is left as it was");
             std::fs::remove_file(&path).unwrap();
         }
     }

@@ -75,9 +75,7 @@ impl Ending {
         if self.idle.is_some_and(silent_for) {
             return Some(Ended::Idle);
         }
-        self.timeout
-            .is_some_and(|timeout| standing.running >= timeout)
-            .then_some(Ended::TimedOut)
+        self.timeout.is_some_and(|timeout| standing.running >= timeout).then_some(Ended::TimedOut)
     }
 }
 
@@ -106,31 +104,13 @@ mod tests {
 
     #[test]
     fn a_batch_ends_with_its_last_result_and_its_failure_to_end_has_a_code() {
-        let ending = Ending {
-            batch: true,
-            timeout: Some(Duration::from_secs(60)),
-            ..Ending::default()
-        };
+        let ending = Ending { batch: true, timeout: Some(Duration::from_secs(60)), ..Ending::default() };
         assert_eq!(ending.verdict(&STANDING), Some(Ended::TimedOut));
-        let complete = Standing {
-            complete: true,
-            ..STANDING
-        };
+        let complete = Standing { complete: true, ..STANDING };
         assert_eq!(ending.verdict(&complete), Some(Ended::Complete));
-        let busy = Standing {
-            silent: Duration::ZERO,
-            running: Duration::ZERO,
-            ..complete
-        };
-        assert_eq!(
-            ending.verdict(&busy),
-            None,
-            "the log may go on with a second enqueue"
-        );
-        assert_eq!(
-            (Ended::Complete.exit(true), Ended::TimedOut.exit(true)),
-            (Exit::Done, Exit::WorkLeft)
-        );
+        let busy = Standing { silent: Duration::ZERO, running: Duration::ZERO, ..complete };
+        assert_eq!(ending.verdict(&busy), None, "the log may go on with a second enqueue");
+        assert_eq!((Ended::Complete.exit(true), Ended::TimedOut.exit(true)), (Exit::Done, Exit::WorkLeft));
         assert_eq!(
             (Ended::TimedOut.exit(false), Ended::Interrupted.exit(true)),
             (Exit::Done, Exit::WorkLeft)
@@ -139,43 +119,18 @@ mod tests {
 
     #[test]
     fn results_that_an_earlier_run_took_are_not_waited_for() {
-        let ending = Ending {
-            batch: true,
-            ..Ending::default()
-        };
-        let standing = Standing {
-            complete: true,
-            elsewhere: 5,
-            ..STANDING
-        };
+        let ending = Ending { batch: true, ..Ending::default() };
+        let standing = Standing { complete: true, elsewhere: 5, ..STANDING };
         assert_eq!(ending.verdict(&standing), None);
-        let silent = Standing {
-            silent: Duration::from_secs(3),
-            ..standing
-        };
+        let silent = Standing { silent: Duration::from_secs(3), ..standing };
         assert_eq!(ending.verdict(&silent), Some(Ended::Complete));
     }
 
     #[test]
     fn silence_ends_nothing_while_the_queue_is_away() {
-        let ending = Ending {
-            batch: true,
-            present: true,
-            idle: Some(Duration::from_secs(1)),
-            timeout: None,
-        };
-        let away = Standing {
-            silent: Duration::from_secs(99),
-            reachable: false,
-            ..STANDING
-        };
+        let ending = Ending { batch: true, present: true, idle: Some(Duration::from_secs(1)), timeout: None };
+        let away = Standing { silent: Duration::from_secs(99), reachable: false, ..STANDING };
         assert_eq!(ending.verdict(&away), None);
-        assert_eq!(
-            ending.verdict(&Standing {
-                reachable: true,
-                ..away
-            }),
-            Some(Ended::CaughtUp)
-        );
+        assert_eq!(ending.verdict(&Standing { reachable: true, ..away }), Some(Ended::CaughtUp));
     }
 }

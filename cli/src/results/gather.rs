@@ -61,14 +61,7 @@ impl Gather {
     /// complete with the last of them. Without models, an image is complete when its batch is.
     /// At most `bound` results are held: past it, the image that waits longest leaves as it is.
     pub(crate) fn new(models: Vec<String>, bound: usize) -> Self {
-        Self {
-            models,
-            open: HashMap::new(),
-            oldest: BTreeMap::new(),
-            next: 0,
-            held: 0,
-            bound,
-        }
+        Self { models, open: HashMap::new(), oldest: BTreeMap::new(), next: 0, held: 0, bound }
     }
 
     /// Adds a result that was not seen before; what is complete, or has to make room, comes out.
@@ -165,9 +158,7 @@ impl Seen {
     /// Whether `column` (`model` or `provider/model`) names it.
     pub(crate) fn is(&self, column: &str) -> bool {
         column == self.model
-            || column
-                .strip_prefix(self.provider.as_str())
-                .and_then(|rest| rest.strip_prefix('/'))
+            || column.strip_prefix(self.provider.as_str()).and_then(|rest| rest.strip_prefix('/'))
                 == Some(self.model.as_str())
     }
 }
@@ -198,9 +189,7 @@ mod tests {
         gather.add(&sample("2", "a", Outcome::Ok, 2));
         let out = gather.finish(true);
         assert_eq!(
-            out.iter()
-                .map(|s| (s.image.as_str(), s.complete))
-                .collect::<Vec<_>>(),
+            out.iter().map(|s| (s.image.as_str(), s.complete)).collect::<Vec<_>>(),
             [("1", true), ("2", true)]
         );
     }
@@ -211,10 +200,7 @@ mod tests {
         gather.add(&sample("1", "a", Outcome::Ok, 1));
         gather.add(&sample("2", "a", Outcome::Ok, 2));
         let out = gather.add(&sample("3", "a", Outcome::Ok, 3));
-        assert_eq!(
-            (out.len(), out[0].image.as_str(), out[0].complete),
-            (1, "1", false)
-        );
+        assert_eq!((out.len(), out[0].image.as_str(), out[0].complete), (1, "1", false));
     }
 
     proptest! {

@@ -244,11 +244,7 @@ impl Run {
             ended,
             complete,
             counts,
-            written: if self.reader.output.is_some() {
-                self.reader.rows.total()
-            } else {
-                0
-            },
+            written: if self.reader.output.is_some() { self.reader.rows.total() } else { 0 },
             repeated: self.repeated,
             elsewhere: self.elsewhere,
             calls: self.totals().statistics(),
@@ -257,11 +253,7 @@ impl Run {
 
     /// The counts of the batch: the census's, where there is one.
     fn totals(&self) -> &Tally {
-        if self.reader.census.is_some() {
-            &self.reader.counted
-        } else {
-            &self.reader.tally
-        }
+        if self.reader.census.is_some() { &self.reader.counted } else { &self.reader.tally }
     }
 
     fn standing(&self, queue: &dyn Queue) -> Standing {
@@ -281,9 +273,7 @@ impl Run {
             self.reader.bar.set_length(expected);
         }
         self.reader.bar.set_position(counts.results);
-        self.reader
-            .bar
-            .set_message(format!("{} failed, {} dead", counts.failed, counts.dead));
+        self.reader.bar.set_message(format!("{} failed, {} dead", counts.failed, counts.dead));
     }
 
     /// Says once that nothing is known of the batch: its name may be mistyped.
@@ -308,7 +298,5 @@ async fn next_of(source: &mut Option<Source>) -> Result<Announcement, QueueError
 }
 
 fn output_closed(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }

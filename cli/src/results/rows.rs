@@ -38,20 +38,12 @@ impl Rows {
             Format::Csv => Kind::Csv(CsvRows::new(metadata, models)),
             Format::Table => Kind::Table(TableRows::new(models)),
         };
-        Self {
-            kind,
-            waiting: 0,
-            total: 0,
-        }
+        Self { kind, waiting: 0, total: 0 }
     }
 
     /// Rows that follow those of an earlier run, whose CSV header was `header`.
     pub(crate) fn following(header: Vec<String>) -> Self {
-        Self {
-            kind: Kind::Csv(CsvRows::following(header)),
-            waiting: 0,
-            total: 0,
-        }
+        Self { kind: Kind::Csv(CsvRows::following(header)), waiting: 0, total: 0 }
     }
 
     /// Adds a result.
@@ -71,9 +63,7 @@ impl Rows {
             return Ok(());
         }
         match &mut self.kind {
-            Kind::Jsonl(lines) => summaries
-                .iter()
-                .try_for_each(|summary| json_line(lines, summary))?,
+            Kind::Jsonl(lines) => summaries.iter().try_for_each(|summary| json_line(lines, summary))?,
             Kind::Csv(rows) => rows.summaries(summaries)?,
             Kind::Table(rows) => rows.summaries(summaries),
         }
@@ -124,11 +114,7 @@ pub(crate) fn model_columns(summaries: &[Summary]) -> Vec<String> {
     pairs.dedup();
     let one_provider = pairs.windows(2).all(|pair| pair[0].0 == pair[1].0);
     let name = |(provider, model): (&str, &str)| {
-        if one_provider {
-            model.to_owned()
-        } else {
-            format!("{provider}/{model}")
-        }
+        if one_provider { model.to_owned() } else { format!("{provider}/{model}") }
     };
     pairs.into_iter().map(name).collect()
 }

@@ -28,11 +28,7 @@ pub(crate) enum Sight {
 impl Seen {
     /// Remembers at least half of `bound` and at most `bound` ids.
     pub(crate) fn bounded(bound: usize) -> Self {
-        Self {
-            young: HashMap::new(),
-            old: HashMap::new(),
-            half: bound.div_ceil(2).max(1),
-        }
+        Self { young: HashMap::new(), old: HashMap::new(), half: bound.div_ceil(2).max(1) }
     }
 
     /// Whether `id` was seen, as far as memory goes.
@@ -49,8 +45,7 @@ impl Seen {
         if self.young.len() >= self.half && !self.young.contains_key(&key) {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young
-            .insert(key, known.map_or(outcome, |known| known.min(outcome)));
+        self.young.insert(key, known.map_or(outcome, |known| known.min(outcome)));
         match known {
             None => Sight::New,
             Some(known) if outcome < known => Sight::Better(known),
@@ -74,11 +69,7 @@ mod tests {
         assert_eq!(seen.see(id(1), Outcome::Dead), Sight::New);
         assert_eq!(seen.see(id(1), Outcome::Dead), Sight::Repeated);
         assert_eq!(seen.see(id(1), Outcome::Ok), Sight::Better(Outcome::Dead));
-        assert_eq!(
-            seen.see(id(1), Outcome::Dead),
-            Sight::Repeated,
-            "an old message does not undo it"
-        );
+        assert_eq!(seen.see(id(1), Outcome::Dead), Sight::Repeated, "an old message does not undo it");
     }
 
     proptest! {

@@ -26,11 +26,7 @@ impl Source {
     pub(crate) async fn open(queue: &dyn Queue, subscription: Subscription) -> Result<Self, QueueError> {
         let durable = subscription.name.is_some();
         let subscriber = queue.subscribe(subscription).await?;
-        Ok(if durable {
-            Self::Durable(subscriber)
-        } else {
-            Self::Log(read_ahead(subscriber))
-        })
+        Ok(if durable { Self::Durable(subscriber) } else { Self::Log(read_ahead(subscriber)) })
     }
 
     /// The next announcement; waits for one. Cancel-safe.

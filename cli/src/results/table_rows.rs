@@ -24,31 +24,16 @@ const RESULT_HEADER: [&str; 6] = ["outcome", "image", "provider", "model", "answ
 impl TableRows {
     /// No rows yet. `models` names the columns of summaries; without it, the first summaries do.
     pub(crate) fn new(models: Vec<String>) -> Self {
-        Self {
-            page: None,
-            models,
-            widths: Vec::new(),
-        }
+        Self { page: None, models, widths: Vec::new() }
     }
 
     /// Adds a result.
     pub(crate) fn result(&mut self, result: &ImageResult) {
         let answer = cell::short(result.answer.as_ref(), None);
         let answer = result.failure.as_ref().map_or(answer, cell::failure);
-        let ms = result
-            .call
-            .as_ref()
-            .map_or_else(String::new, |call| format!("{:.0}", call.duration_ms));
-        let row = [
-            result.outcome.as_str(),
-            &result.image,
-            &result.provider,
-            &result.model,
-            &answer,
-            &ms,
-        ];
-        self.page(|| RESULT_HEADER.map(str::to_owned).to_vec())
-            .add_row(row);
+        let ms = result.call.as_ref().map_or_else(String::new, |call| format!("{:.0}", call.duration_ms));
+        let row = [result.outcome.as_str(), &result.image, &result.provider, &result.model, &answer, &ms];
+        self.page(|| RESULT_HEADER.map(str::to_owned).to_vec()).add_row(row);
     }
 
     /// Adds summaries: a row an image, a column a model.
@@ -57,17 +42,10 @@ impl TableRows {
             self.models = model_columns(summaries);
         }
         let models = self.models.clone();
-        let page = self.page(|| {
-            ["image".to_owned()]
-                .into_iter()
-                .chain(models.iter().cloned())
-                .collect()
-        });
+        let page = self.page(|| ["image".to_owned()].into_iter().chain(models.iter().cloned()).collect());
         for summary in summaries {
             let short = |seen: &Seen| cell::short(seen.answer.as_ref(), seen.failure.as_ref());
-            let cells = models
-                .iter()
-                .map(|model| summary.find(model).map_or_else(|| "-".to_owned(), short));
+            let cells = models.iter().map(|model| summary.find(model).map_or_else(|| "-".to_owned(), short));
             page.add_row([summary.image.clone()].into_iter().chain(cells));
         }
     }
@@ -93,9 +71,7 @@ impl TableRows {
         let first = self.widths.is_empty();
         self.page.get_or_insert_with(|| {
             let mut table = Table::new();
-            table
-                .load_style(presets::NOTHING)
-                .set_content_arrangement(ContentArrangement::Dynamic);
+            table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
             if first {
                 table.set_header(header());
             }

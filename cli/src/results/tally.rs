@@ -81,11 +81,7 @@ impl Tally {
     /// Notes news of the batch: the latest counts. An enqueue that was opened again is not yet complete.
     pub(crate) fn event(&mut self, event: BatchEvent) {
         let order = |event: &BatchEvent| (event.at, event.state == BatchState::Closed, event.results);
-        if self
-            .latest
-            .as_ref()
-            .is_none_or(|latest| order(latest) < order(&event))
-        {
+        if self.latest.as_ref().is_none_or(|latest| order(latest) < order(&event)) {
             self.latest = Some(event);
         }
     }
@@ -108,10 +104,7 @@ impl Tally {
 
     /// The statistics of the calls behind the results, for each provider.
     pub(crate) fn statistics(&self) -> Vec<CallStatistics> {
-        self.calls
-            .iter()
-            .map(|(provider, calls)| calls.statistics(provider))
-            .collect()
+        self.calls.iter().map(|(provider, calls)| calls.statistics(provider)).collect()
     }
 
     fn call(&mut self, provider: &str, job: Id, call: &Call) {
@@ -163,10 +156,7 @@ mod tests {
     fn a_batch_is_complete_with_its_last_promised_result_and_not_while_an_enqueue_is_open() {
         let mut tally = Tally::bounded(100);
         tally.result(&sample("1", "m", Outcome::Ok, 1));
-        assert!(
-            !tally.counts().complete(),
-            "how many there will be is not known yet"
-        );
+        assert!(!tally.counts().complete(), "how many there will be is not known yet");
         tally.event(event(BatchState::Closed, 1, 10));
         assert!(tally.counts().complete());
         tally.event(event(BatchState::Opened, 1, 11));

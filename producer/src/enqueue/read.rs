@@ -61,10 +61,7 @@ pub(super) enum End {
 impl Draft {
     /// What is taken for a draft when the reader has gone without a word: never for the manifest's end.
     pub(super) fn of_no_reader() -> Self {
-        Self {
-            end: Some(End::Early(Why::NoReader)),
-            ..Self::default()
-        }
+        Self { end: Some(End::Early(Why::NoReader)), ..Self::default() }
     }
 }
 
@@ -206,10 +203,7 @@ impl Outcast {
                 let written = serde_json::to_writer(&mut *file, &bad).map_err(Into::into);
                 written
                     .and_then(|()| file.write_all(b"\n"))
-                    .map_err(|cause| Why::BadRowsFile {
-                        file: name.clone(),
-                        cause,
-                    })?;
+                    .map_err(|cause| Why::BadRowsFile { file: name.clone(), cause })?;
             }
         }
         Ok(())
@@ -217,10 +211,9 @@ impl Outcast {
 
     fn finish(&mut self) -> Result<(), Why> {
         match self {
-            Self::File(name, file) => file.flush().map_err(|cause| Why::BadRowsFile {
-                file: name.clone(),
-                cause,
-            }),
+            Self::File(name, file) => {
+                file.flush().map_err(|cause| Why::BadRowsFile { file: name.clone(), cause })
+            }
             _ => Ok(()),
         }
     }

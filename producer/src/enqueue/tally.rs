@@ -65,11 +65,7 @@ impl Tally {
     }
 
     pub(super) fn of_bad_rows(bad_rows: u64) -> Self {
-        Self {
-            rows: bad_rows,
-            bad_rows,
-            ..Self::default()
-        }
+        Self { rows: bad_rows, bad_rows, ..Self::default() }
     }
 }
 
@@ -85,11 +81,7 @@ impl Summary {
             batch_jobs: totals.jobs,
             batch_results: totals.results,
             seconds,
-            rate: if seconds > 0.0 {
-                tally.enqueued as f64 / seconds
-            } else {
-                0.0
-            },
+            rate: if seconds > 0.0 { tally.enqueued as f64 / seconds } else { 0.0 },
             tally,
         }
     }
@@ -131,16 +123,8 @@ mod tests {
 
     fn jobs(count: usize) -> Vec<Job> {
         let job = |n: usize| {
-            let image = Image {
-                id: n.to_string(),
-                source: Source::Url("https://e.com/".into()),
-            };
-            Job::new(
-                "b".parse().unwrap(),
-                image,
-                "p".into(),
-                vec!["a".into(), "b".into()],
-            )
+            let image = Image { id: n.to_string(), source: Source::Url("https://e.com/".into()) };
+            Job::new("b".parse().unwrap(), image, "p".into(), vec!["a".into(), "b".into()])
         };
         (0..count).map(job).collect()
     }
@@ -148,19 +132,9 @@ mod tests {
     #[test]
     fn an_image_that_a_kill_left_half_done_counts_once_and_only_its_rest_is_enqueued() {
         let (tally, fresh) = sort_out(jobs(6), &[Already, Fresh, Duplicate, Duplicate, Fresh, Fresh], 2);
-        let expected = Tally {
-            rows: 3,
-            images: 2,
-            duplicates: 1,
-            bad_rows: 0,
-            enqueued: 3,
-            already: 1,
-            results: 6,
-        };
+        let expected =
+            Tally { rows: 3, images: 2, duplicates: 1, bad_rows: 0, enqueued: 3, already: 1, results: 6 };
         assert_eq!(tally, expected);
-        assert_eq!(
-            fresh.iter().map(|job| job.image.id.as_str()).collect::<Vec<_>>(),
-            ["1", "4", "5"]
-        );
+        assert_eq!(fresh.iter().map(|job| job.image.id.as_str()).collect::<Vec<_>>(), ["1", "4", "5"]);
     }
 }

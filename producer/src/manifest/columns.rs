@@ -14,15 +14,7 @@ const ID: usize = 0;
 const ALIASES: [&[&str]; 4] = [
     &["id", "image_id", "imageid"],
     &["url", "image_url", "imageurl", "image_link", "photo_url", "uri"],
-    &[
-        "path",
-        "image_path",
-        "filepath",
-        "file_path",
-        "file",
-        "filename",
-        "file_name",
-    ],
+    &["path", "image_path", "filepath", "file_path", "file", "filename", "file_name"],
     &["base64", "image_base64", "imagebase64"],
 ];
 
@@ -48,10 +40,7 @@ impl FromStr for ColumnNames {
         for pair in text.split(',') {
             let bad = || BadMapping(pair.to_owned());
             let (role, column) = pair.split_once('=').ok_or_else(bad)?;
-            let role = ROLES
-                .iter()
-                .position(|known| *known == role.trim())
-                .ok_or_else(bad)?;
+            let role = ROLES.iter().position(|known| *known == role.trim()).ok_or_else(bad)?;
             let column = column.trim();
             if column.is_empty() || names.0[role].is_some() {
                 return Err(bad());
@@ -104,15 +93,10 @@ impl Layout {
         let mut given =
             (ID + 1..ROLES.len()).filter_map(|role| field(role).map(|(name, text)| (role, name, text)));
         let (role, name, text) = given.next().ok_or_else(|| {
-            Wrong::row(format!(
-                "says nowhere where the picture is: give {}",
-                self.places(names)
-            ))
+            Wrong::row(format!("says nowhere where the picture is: give {}", self.places(names)))
         })?;
         if let Some((_, other, _)) = given.next() {
-            return Err(Wrong::row(format!(
-                "has both `{name}` and `{other}`: give one of them"
-            )));
+            return Err(Wrong::row(format!("has both `{name}` and `{other}`: give one of them")));
         }
         let source = match role {
             1 => sources.url(text),
@@ -123,9 +107,7 @@ impl Layout {
         let id = match (field(ID), role) {
             (Some((name, id)), _) => checked_id(name, id)?,
             (None, 3) => {
-                return Err(Wrong::row(
-                    "a picture in base64 needs an id of yours: add a column `id`",
-                ));
+                return Err(Wrong::row("a picture in base64 needs an id of yours: add a column `id`"));
             }
             (None, _) => default_id(text),
         };
@@ -141,19 +123,15 @@ impl Layout {
 
     fn places<S: AsRef<str>>(&self, names: &[S]) -> String {
         let columns = self.0[ID + 1..].iter().flatten();
-        columns
-            .map(|index| format!("`{}`", names[*index].as_ref()))
-            .collect::<Vec<_>>()
-            .join(" or ")
+        columns.map(|index| format!("`{}`", names[*index].as_ref())).collect::<Vec<_>>().join(" or ")
     }
 }
 
 fn find<S: AsRef<str>>(names: &[S], wanted: &str) -> Option<usize> {
-    names.iter().position(|name| name.as_ref() == wanted).or_else(|| {
-        names
-            .iter()
-            .position(|name| name.as_ref().trim().eq_ignore_ascii_case(wanted))
-    })
+    names
+        .iter()
+        .position(|name| name.as_ref() == wanted)
+        .or_else(|| names.iter().position(|name| name.as_ref().trim().eq_ignore_ascii_case(wanted)))
 }
 
 /// The column that plays `role` by its name, among those that the user did not map to something.
@@ -162,17 +140,8 @@ fn by_alias<S: AsRef<str>>(names: &[S], role: usize, mapping: &ColumnNames) -> R
     if role != ID && mapping.0[ID + 1..].iter().any(Option::is_some) {
         return Ok(None);
     }
-    let free = |index: &usize| {
-        !mapping
-            .0
-            .iter()
-            .flatten()
-            .any(|mapped| find(names, mapped) == Some(*index))
-    };
-    let mut found = ALIASES[role]
-        .iter()
-        .filter_map(|alias| find(names, alias))
-        .filter(free);
+    let free = |index: &usize| !mapping.0.iter().flatten().any(|mapped| find(names, mapped) == Some(*index));
+    let mut found = ALIASES[role].iter().filter_map(|alias| find(names, alias)).filter(free);
     let first = found.next();
     match (first, found.next()) {
         (Some(one), Some(other)) if role != ID => Err(format!(
@@ -186,18 +155,11 @@ fn by_alias<S: AsRef<str>>(names: &[S], role: usize, mapping: &ColumnNames) -> R
 }
 
 fn missing<S: AsRef<str>>(names: &[S], role: &str, mapped: &str) -> String {
-    format!(
-        "--column {role}={mapped}: there is no column `{mapped}` (found: {})",
-        listed(names)
-    )
+    format!("--column {role}={mapped}: there is no column `{mapped}` (found: {})", listed(names))
 }
 
 fn listed<S: AsRef<str>>(names: &[S]) -> String {
-    let shown: Vec<_> = names
-        .iter()
-        .take(12)
-        .map(|name| super::shown(name.as_ref().as_bytes()))
-        .collect();
+    let shown: Vec<_> = names.iter().take(12).map(|name| super::shown(name.as_ref().as_bytes())).collect();
     let more = if names.len() > shown.len() { ", …" } else { "" };
     format!("{}{more}", shown.join(", "))
 }
@@ -227,20 +189,13 @@ mod tests {
     use super::*;
 
     fn layout(names: &[&str], mapping: &str) -> Result<Layout, String> {
-        let mapping = if mapping.is_empty() {
-            ColumnNames::default()
-        } else {
-            mapping.parse().unwrap()
-        };
+        let mapping = if mapping.is_empty() { ColumnNames::default() } else { mapping.parse().unwrap() };
         Layout::of(names, &mapping)
     }
 
     #[test]
     fn columns_are_found_by_their_names_and_aliases_in_any_case() {
-        assert_eq!(
-            layout(&["ID", "Image_URL", "city"], ""),
-            Ok(Layout([Some(0), Some(1), None, None]))
-        );
+        assert_eq!(layout(&["ID", "Image_URL", "city"], ""), Ok(Layout([Some(0), Some(1), None, None])));
         assert_eq!(layout(&["filename"], ""), Ok(Layout([None, None, Some(0), None])));
     }
 
@@ -248,25 +203,15 @@ mod tests {
     fn a_mapping_wins_over_names_and_frees_them_to_be_metadata() {
         let mapped = layout(&["id", "url", "listing", "photo"], "id=listing,url=photo");
         assert_eq!(mapped, Ok(Layout([Some(2), Some(3), None, None])));
-        assert_eq!(
-            layout(&["url", "path"], "path=path"),
-            Ok(Layout([None, None, Some(1), None]))
-        );
+        assert_eq!(layout(&["url", "path"], "path=path"), Ok(Layout([None, None, Some(1), None])));
     }
 
     #[test]
     fn what_is_missing_or_ambiguous_is_said_with_the_columns_there_are() {
         assert!(layout(&["a", "b"], "").unwrap_err().contains("found: a, b"));
-        assert!(
-            layout(&["a", "url"], "id=c")
-                .unwrap_err()
-                .contains("no column `c`")
-        );
+        assert!(layout(&["a", "url"], "id=c").unwrap_err().contains("no column `c`"));
         let both = layout(&["url", "image_url"], "").unwrap_err();
-        assert!(
-            both.contains("`url` and `image_url`") && both.contains("--column url="),
-            "{both}"
-        );
+        assert!(both.contains("`url` and `image_url`") && both.contains("--column url="), "{both}");
     }
 
     #[test]

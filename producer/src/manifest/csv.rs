@@ -56,13 +56,9 @@ impl<R: BufRead> Records<R> {
                 available => available?,
             };
             let (result, read, wrote, ended) =
-                self.parser
-                    .read_record(available, &mut self.bytes[used..], &mut self.ends[ends..]);
+                self.parser.read_record(available, &mut self.bytes[used..], &mut self.ends[ends..]);
             last = available[..read].last().copied().unwrap_or(last);
-            newlines += self.bytes[used..used + wrote]
-                .iter()
-                .filter(|byte| **byte == b'\n')
-                .count() as u64;
+            newlines += self.bytes[used..used + wrote].iter().filter(|byte| **byte == b'\n').count() as u64;
             self.input.consume(read);
             used += wrote;
             ends += ended;
@@ -133,14 +129,7 @@ impl<R: BufRead> CsvRows<R> {
         }
         let names = header_names(records.fields()).map_err(broken)?;
         let layout = Layout::of(&names, &reading.columns).map_err(broken)?;
-        Ok(Some(Self {
-            records,
-            delimiter,
-            names,
-            layout,
-            file,
-            sources,
-        }))
+        Ok(Some(Self { records, delimiter, names, layout, file, sources }))
     }
 
     fn row(&self, record: &Record, place: Place) -> Result<Row, Fault> {
@@ -164,15 +153,8 @@ impl<R: BufRead> CsvRows<R> {
                 self.names.len()
             ))));
         }
-        let (image, metadata) = self
-            .layout
-            .image(&self.names, &fields, &self.sources)
-            .map_err(bad)?;
-        Ok(Row {
-            place,
-            image,
-            metadata,
-        })
+        let (image, metadata) = self.layout.image(&self.names, &fields, &self.sources).map_err(bad)?;
+        Ok(Row { place, image, metadata })
     }
 
     /// The current record as CSV again, its first bytes.
@@ -187,16 +169,9 @@ impl<R: BufRead> CsvRows<R> {
                 raw.push(self.delimiter);
             }
             let field = &field[..field.len().min(KEPT_BYTES)];
-            if field
-                .iter()
-                .any(|byte| *byte == self.delimiter || b"\"\r\n".contains(byte))
-            {
+            if field.iter().any(|byte| *byte == self.delimiter || b"\"\r\n".contains(byte)) {
                 let quoted = field.iter().flat_map(|byte| {
-                    if *byte == b'"' {
-                        b"\"\"".as_slice()
-                    } else {
-                        std::slice::from_ref(byte)
-                    }
+                    if *byte == b'"' { b"\"\"".as_slice() } else { std::slice::from_ref(byte) }
                 });
                 raw.push(b'"');
                 raw.extend(quoted);
@@ -218,10 +193,7 @@ impl<R: BufRead> Iterator for CsvRows<R> {
     fn next(&mut self) -> Option<Self::Item> {
         match self.records.next() {
             Ok(Some(record)) => {
-                let place = Place {
-                    file: Arc::clone(&self.file),
-                    line: record.line,
-                };
+                let place = Place { file: Arc::clone(&self.file), line: record.line };
                 Some(self.row(&record, place))
             }
             Ok(None) => None,
@@ -233,19 +205,11 @@ impl<R: BufRead> Iterator for CsvRows<R> {
 fn header_names<'a>(fields: impl Iterator<Item = &'a [u8]>) -> Result<Vec<String>, String> {
     let mut names: Vec<String> = Vec::new();
     for (index, field) in fields.enumerate() {
-        let name = str::from_utf8(field)
-            .map_err(|_| "the header is not UTF-8: save the file as UTF-8")?
-            .trim();
-        let name = if name.is_empty() {
-            format!("column_{}", index + 1)
-        } else {
-            name.to_owned()
-        };
+        let name =
+            str::from_utf8(field).map_err(|_| "the header is not UTF-8: save the file as UTF-8")?.trim();
+        let name = if name.is_empty() { format!("column_{}", index + 1) } else { name.to_owned() };
         if names.contains(&name) {
-            return Err(format!(
-                "the header names `{}` twice: rename one",
-                super::shown(name.as_bytes())
-            ));
+            return Err(format!("the header names `{}` twice: rename one", super::shown(name.as_bytes())));
         }
         names.push(name);
     }

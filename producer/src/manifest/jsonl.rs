@@ -37,21 +37,10 @@ impl<R: BufRead> Iterator for JsonlRows<R> {
             if text.is_empty() {
                 continue;
             }
-            let place = Place {
-                file: Arc::clone(&self.file),
-                line,
-            };
-            let row = if whole {
-                row(text, &self.reading, &self.sources)
-            } else {
-                Err(too_long())
-            };
+            let place = Place { file: Arc::clone(&self.file), line };
+            let row = if whole { row(text, &self.reading, &self.sources) } else { Err(too_long()) };
             return Some(match row {
-                Ok((image, metadata)) => Ok(Row {
-                    place,
-                    image,
-                    metadata,
-                }),
+                Ok((image, metadata)) => Ok(Row { place, image, metadata }),
                 Err(wrong) => Err(wrong.at(place, text)),
             });
         }

@@ -45,10 +45,8 @@ impl<R: BufRead> Lines<R> {
             let kept = part.len().min(MAX_ROW_BYTES - line.len());
             line.extend_from_slice(&part[..kept]);
             too_long |= kept < part.len();
-            let (used, done) = (
-                part.len() + usize::from(end.is_some()),
-                end.is_some() || available.is_empty(),
-            );
+            let (used, done) =
+                (part.len() + usize::from(end.is_some()), end.is_some() || available.is_empty());
             self.input.consume(used);
             if done {
                 break;
@@ -59,11 +57,7 @@ impl<R: BufRead> Lines<R> {
             line.pop();
         }
         let number = self.number;
-        Ok(any.then_some(if too_long {
-            Line::TooLong(number)
-        } else {
-            Line::Whole(number)
-        }))
+        Ok(any.then_some(if too_long { Line::TooLong(number) } else { Line::Whole(number) }))
     }
 }
 
@@ -91,9 +85,6 @@ mod tests {
         assert_eq!(lines.next(&mut line).unwrap(), Some(Line::TooLong(1)));
         assert!(line.len() == MAX_ROW_BYTES && line.capacity() <= 2 * MAX_ROW_BYTES);
         assert_eq!(lines.next(&mut line).unwrap(), Some(Line::Whole(2)));
-        assert_eq!(
-            (&line[..], lines.next(&mut Vec::new()).unwrap()),
-            (&b"next"[..], None)
-        );
+        assert_eq!((&line[..], lines.next(&mut Vec::new()).unwrap()), (&b"next"[..], None));
     }
 }

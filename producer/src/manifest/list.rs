@@ -33,21 +33,10 @@ impl<R: BufRead> Iterator for ListRows<R> {
             if text.is_empty() || text.starts_with(b"#") {
                 continue;
             }
-            let place = Place {
-                file: Arc::clone(&self.file),
-                line,
-            };
-            let image = if whole {
-                image(text, &self.sources)
-            } else {
-                Err(too_long())
-            };
+            let place = Place { file: Arc::clone(&self.file), line };
+            let image = if whole { image(text, &self.sources) } else { Err(too_long()) };
             return Some(match image {
-                Ok(image) => Ok(Row {
-                    place,
-                    image,
-                    metadata: BTreeMap::new(),
-                }),
+                Ok(image) => Ok(Row { place, image, metadata: BTreeMap::new() }),
                 Err(wrong) => Err(wrong.at(place, text)),
             });
         }
@@ -55,16 +44,11 @@ impl<R: BufRead> Iterator for ListRows<R> {
 }
 
 pub(super) fn too_long() -> Wrong {
-    Wrong::row(format!(
-        "a row of more than {MAX_ROW_BYTES} bytes: give the picture's URL or path instead"
-    ))
+    Wrong::row(format!("a row of more than {MAX_ROW_BYTES} bytes: give the picture's URL or path instead"))
 }
 
 fn image(text: &[u8], sources: &Sources) -> Result<Image, Wrong> {
     let text = str::from_utf8(text).map_err(|_| Wrong::row("not UTF-8: save the list as UTF-8"))?;
     let source = sources.url(text).map_err(Wrong::row)?;
-    Ok(Image {
-        id: super::columns::default_id(text),
-        source,
-    })
+    Ok(Image { id: super::columns::default_id(text), source })
 }

@@ -43,20 +43,12 @@ pub(super) fn stdin(read: &Arc<AtomicU64>) -> io::Result<Opened> {
 /// The first bytes of a file, as many as a picture is known by.
 pub(super) fn picture_head(path: &Path) -> io::Result<Vec<u8>> {
     let mut head = Vec::new();
-    File::open(path)?
-        .take(PICTURE_HEAD as u64)
-        .read_to_end(&mut head)?;
+    File::open(path)?.take(PICTURE_HEAD as u64).read_to_end(&mut head)?;
     Ok(head)
 }
 
 fn open(raw: Box<dyn Read + Send>, read: &Arc<AtomicU64>) -> io::Result<Opened> {
-    let mut raw = BufReader::with_capacity(
-        BUFFER_BYTES,
-        Counted {
-            inner: raw,
-            read: Arc::clone(read),
-        },
-    );
+    let mut raw = BufReader::with_capacity(BUFFER_BYTES, Counted { inner: raw, read: Arc::clone(read) });
     let mut magic = Vec::new();
     raw.by_ref().take(PICTURE_HEAD as u64).read_to_end(&mut magic)?;
     if sniff::is_picture(&magic) {
@@ -94,17 +86,11 @@ fn text(mut plain: Box<dyn Read + Send>) -> io::Result<Text> {
         head.drain(..BYTE_ORDER_MARK.len());
     }
     let whole = Cursor::new(head.clone()).chain(plain);
-    Ok(Text {
-        head,
-        input: Box::new(BufReader::with_capacity(BUFFER_BYTES, whole)),
-    })
+    Ok(Text { head, input: Box::new(BufReader::with_capacity(BUFFER_BYTES, whole)) })
 }
 
 fn tells(head: &[u8]) -> bool {
-    let complete = head
-        .iter()
-        .rposition(|byte| *byte == b'\n')
-        .map_or(0, |end| end + 1);
+    let complete = head.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
     sniff::first_line(&head[..complete]).is_some()
 }
 

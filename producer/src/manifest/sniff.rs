@@ -79,13 +79,9 @@ pub(super) fn is_picture(head: &[u8]) -> bool {
 
 /// Whether a file is named like a picture.
 pub(super) fn has_picture_name(path: &Path) -> bool {
-    const NAMES: [&str; 11] = [
-        "jpg", "jpeg", "jfif", "png", "gif", "webp", "bmp", "tif", "tiff", "heic", "avif",
-    ];
-    let extension = path
-        .extension()
-        .and_then(|extension| extension.to_str())
-        .unwrap_or_default();
+    const NAMES: [&str; 11] =
+        ["jpg", "jpeg", "jfif", "png", "gif", "webp", "bmp", "tif", "tiff", "heic", "avif"];
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     NAMES.iter().any(|name| extension.eq_ignore_ascii_case(name))
 }
 
@@ -119,10 +115,7 @@ pub(super) fn delimiter(head: &[u8], columns: &ColumnNames) -> u8 {
         (Layout::of(&names, columns).is_ok(), names.len())
     };
     // The first of equals, hence the reversal: max_by_key takes the last.
-    [b'|', b'\t', b';', b',']
-        .into_iter()
-        .max_by_key(width)
-        .unwrap_or(b',')
+    [b'|', b'\t', b';', b','].into_iter().max_by_key(width).unwrap_or(b',')
 }
 
 fn csv(first: &[u8], columns: &ColumnNames) -> Result<(), String> {
@@ -149,10 +142,8 @@ pub(super) fn first_line(head: &[u8]) -> Option<&[u8]> {
 }
 
 fn is_url(line: &[u8]) -> bool {
-    let begins = |scheme: &[u8]| {
-        line.get(..scheme.len())
-            .is_some_and(|head| head.eq_ignore_ascii_case(scheme))
-    };
+    let begins =
+        |scheme: &[u8]| line.get(..scheme.len()).is_some_and(|head| head.eq_ignore_ascii_case(scheme));
     begins(b"https://") || begins(b"http://")
 }
 
@@ -185,11 +176,7 @@ mod tests {
             let reason = told(text).unwrap_err();
             assert!(reason.contains(hint), "{text}: {reason}");
         }
-        assert!(
-            format(&[0xff, 0xfe, b'i', 0], &ColumnNames::default())
-                .unwrap_err()
-                .contains("UTF-16")
-        );
+        assert!(format(&[0xff, 0xfe, b'i', 0], &ColumnNames::default()).unwrap_err().contains("UTF-16"));
     }
 
     #[test]

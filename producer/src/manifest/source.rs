@@ -59,21 +59,13 @@ impl Sources {
             io::ErrorKind::FileTooLarge => too_large(&error.to_string()),
             _ => format!("{} can't be read: {error}", path.display()),
         })?;
-        if bytes.is_empty() {
-            Err("the file is empty".to_owned())
-        } else {
-            Ok(inline(&bytes))
-        }
+        if bytes.is_empty() { Err("the file is empty".to_owned()) } else { Ok(inline(&bytes)) }
     }
 
     /// Base64 in either alphabet, with or without padding or a `data:` prefix; travels in the standard one.
     pub(super) fn base64(&self, text: &str) -> Result<Source, String> {
         let data = match text.strip_prefix("data:") {
-            Some(url) => {
-                url.split_once(";base64,")
-                    .ok_or("a data URL without `;base64,`")?
-                    .1
-            }
+            Some(url) => url.split_once(";base64,").ok_or("a data URL without `;base64,`")?.1,
             None => text,
         };
         let standard: String = data
@@ -84,9 +76,7 @@ impl Sources {
                 c => c,
             })
             .collect();
-        let bytes = BASE64
-            .decode(standard)
-            .map_err(|error| format!("not base64: {error}"))?;
+        let bytes = BASE64.decode(standard).map_err(|error| format!("not base64: {error}"))?;
         match bytes.len() as u64 {
             0 => Err("no bytes at all".to_owned()),
             size if size > MAX_INLINE_BYTES => Err(too_large(&format!("{size} bytes"))),
@@ -114,20 +104,16 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
         file.take(MAX_INLINE_BYTES + 1).read_to_end(&mut bytes)?;
     }
     match size.max(bytes.len() as u64) {
-        size if size > MAX_INLINE_BYTES => Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            format!("{size} bytes"),
-        )),
+        size if size > MAX_INLINE_BYTES => {
+            Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("{size} bytes")))
+        }
         _ => Ok(bytes),
     }
 }
 
 fn url(text: &str) -> Result<(), String> {
     if text.len() > MAX_URL_BYTES {
-        return Err(format!(
-            "a URL of {} bytes: give at most {MAX_URL_BYTES}",
-            text.len()
-        ));
+        return Err(format!("a URL of {} bytes: give at most {MAX_URL_BYTES}", text.len()));
     }
     // The parser would drop tabs and newlines silently, and send what the user never wrote.
     if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
@@ -138,9 +124,7 @@ fn url(text: &str) -> Result<(), String> {
     match parsed.scheme() {
         "http" | "https" if parsed.host_str().is_some_and(|host| !host.is_empty()) => Ok(()),
         "http" | "https" => Err("a URL without a host".to_owned()),
-        other => Err(format!(
-            "a URL of the scheme `{other}`: workers fetch https:// and http:// only"
-        )),
+        other => Err(format!("a URL of the scheme `{other}`: workers fetch https:// and http:// only")),
     }
 }
 
@@ -150,19 +134,12 @@ mod tests {
     use std::fs;
 
     fn sources(folder: &Path, by_path: bool) -> Sources {
-        Sources {
-            folder: folder.to_owned(),
-            by_path,
-        }
+        Sources { folder: folder.to_owned(), by_path }
     }
 
     #[test]
     fn only_urls_that_a_worker_can_fetch_pass() {
-        for good in [
-            "https://e.com/a.jpg?x=%20,1",
-            "http://127.0.0.1:8080/a",
-            "HTTPS://E.COM/é.jpg",
-        ] {
+        for good in ["https://e.com/a.jpg?x=%20,1", "http://127.0.0.1:8080/a", "HTTPS://E.COM/é.jpg"] {
             assert_eq!(url(good), Ok(()), "{good}");
         }
         let long = format!("https://e.com/{}", "a".repeat(MAX_URL_BYTES));
@@ -202,11 +179,7 @@ mod tests {
         fs::write(folder.path().join("a.jpg"), [0xff, 0xd8, 0xff]).unwrap();
         fs::write(folder.path().join("empty.jpg"), []).unwrap();
         fs::write(folder.path().join("most.jpg"), vec![0; MAX_INLINE_BYTES as usize]).unwrap();
-        fs::write(
-            folder.path().join("more.jpg"),
-            vec![0; MAX_INLINE_BYTES as usize + 1],
-        )
-        .unwrap();
+        fs::write(folder.path().join("more.jpg"), vec![0; MAX_INLINE_BYTES as usize + 1]).unwrap();
         assert_eq!(sources.file("a.jpg"), Ok(Source::Inline("/9j/".into())));
         assert!(sources.file("most.jpg").is_ok());
         assert!(sources.file("more.jpg").unwrap_err().contains("--by-path"));
@@ -217,13 +190,7 @@ mod tests {
     #[test]
     fn by_path_a_file_travels_as_its_absolute_path_even_if_only_workers_see_it() {
         let sources = sources(Path::new("/data"), true);
-        assert_eq!(
-            sources.file("a/b.jpg"),
-            Ok(Source::Object("/data/a/b.jpg".into()))
-        );
-        assert_eq!(
-            sources.file("/elsewhere/b.jpg"),
-            Ok(Source::Object("/elsewhere/b.jpg".into()))
-        );
+        assert_eq!(sources.file("a/b.jpg"), Ok(Source::Object("/data/a/b.jpg".into())));
+        assert_eq!(sources.file("/elsewhere/b.jpg"), Ok(Source::Object("/elsewhere/b.jpg".into())));
     }
 }

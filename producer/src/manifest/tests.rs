@@ -27,10 +27,7 @@ fn items(input: &str, reading: Reading) -> Vec<Result<Row, Fault>> {
 }
 
 fn rows(input: &str, reading: Reading) -> Vec<Row> {
-    items(input, reading)
-        .into_iter()
-        .collect::<Result<_, _>>()
-        .unwrap()
+    items(input, reading).into_iter().collect::<Result<_, _>>().unwrap()
 }
 
 /// Each item as one line: `line id source {metadata}`, or `line! field: reason`.
@@ -43,22 +40,15 @@ fn told(content: impl AsRef<[u8]>) -> Vec<String> {
 fn tell(item: Result<Row, Fault>) -> String {
     match item {
         Ok(row) => {
-            let Row {
-                place,
-                image,
-                metadata,
-            } = row;
+            let Row { place, image, metadata } = row;
             let source = match image.source {
                 Source::Url(text) | Source::Inline(text) | Source::Object(text) => text,
             };
             format!("{} {} {source} {metadata:?}", place.line, image.id)
         }
-        Err(Fault::Row(bad)) => format!(
-            "{}! {}: {}",
-            bad.place.line,
-            bad.field.unwrap_or_default(),
-            bad.reason
-        ),
+        Err(Fault::Row(bad)) => {
+            format!("{}! {}: {}", bad.place.line, bad.field.unwrap_or_default(), bad.reason)
+        }
         Err(Fault::Broken(broken)) => format!("broken: {}", broken.reason),
     }
 }
@@ -76,10 +66,7 @@ const PNG: &[u8] = b"\x89PNG\r\n\x1a\n0123456789";
 fn a_csv_maps_its_header_and_carries_further_columns() {
     assert_eq!(
         told(CSV),
-        [
-            r#"2 1 https://e.com/1.jpg {"city": "Bern"}"#,
-            r#"3 2 https://e.com/2.jpg {"city": "Basel, BS"}"#,
-        ]
+        [r#"2 1 https://e.com/1.jpg {"city": "Bern"}"#, r#"3 2 https://e.com/2.jpg {"city": "Basel, BS"}"#,]
     );
 }
 
@@ -100,52 +87,30 @@ fn bad_rows_of_a_csv_have_the_line_on_which_they_begin_and_the_rows_behind_them_
         "id,url,note\n1,https://e.com/1.jpg,\"two\nlines\"\n2,https://e.com/2.jpg\n\n3,e.com/3.jpg,\n4,https://e.com/4.jpg,ok\n5,,\n",
     );
     assert_eq!(seen[0], r#"2 1 https://e.com/1.jpg {"note": "two\nlines"}"#);
-    assert!(
-        seen[1].starts_with("4! : has 2 fields, and the header names 3"),
-        "{}",
-        seen[1]
-    );
+    assert!(seen[1].starts_with("4! : has 2 fields, and the header names 3"), "{}", seen[1]);
     assert!(seen[2].starts_with("6! url: not a URL"), "{}", seen[2]);
     assert_eq!(seen[3], r#"7 4 https://e.com/4.jpg {"note": "ok"}"#);
-    assert!(
-        seen[4].starts_with("8! : says nowhere where the picture is: give `url`"),
-        "{}",
-        seen[4]
-    );
+    assert!(seen[4].starts_with("8! : says nowhere where the picture is: give `url`"), "{}", seen[4]);
 }
 
 #[test]
 fn a_bad_row_shows_what_was_read_as_csv_again() {
     let folder = folder();
-    let path = written(
-        &folder,
-        "m.csv",
-        "url,note\nftp://e.com/1.jpg,\"say \"\"no\"\"\nnow\"\n",
-    );
+    let path = written(&folder, "m.csv", "url,note\nftp://e.com/1.jpg,\"say \"\"no\"\"\nnow\"\n");
     let Some(Err(Fault::Row(bad))) = items(&path, Reading::default()).pop() else {
         panic!("expected a bad row");
     };
     assert_eq!(bad.raw, "ftp://e.com/1.jpg,\"say \"\"no\"\"\nnow\"");
     assert_eq!(bad.to_string(), format!("{path}:2: url: {}", bad.reason));
     let json = serde_json::to_value(&bad).unwrap();
-    assert_eq!(
-        (json["line"].as_u64(), json["field"].as_str()),
-        (Some(2), Some("url"))
-    );
+    assert_eq!((json["line"].as_u64(), json["field"].as_str()), (Some(2), Some("url")));
 }
 
 #[test]
 fn columns_are_mapped_by_the_user_where_their_names_say_nothing() {
     let folder = folder();
-    let path = written(
-        &folder,
-        "m.csv",
-        "nr,foto,url\n7,https://e.com/7.jpg,https://e.com/page\n",
-    );
-    let reading = Reading {
-        columns: "id=nr,url=foto".parse().unwrap(),
-        ..Reading::default()
-    };
+    let path = written(&folder, "m.csv", "nr,foto,url\n7,https://e.com/7.jpg,https://e.com/page\n");
+    let reading = Reading { columns: "id=nr,url=foto".parse().unwrap(), ..Reading::default() };
     let row = rows(&path, reading).remove(0);
     assert_eq!(row.image.id, "7");
     assert_eq!(row.image.source, Source::Url("https://e.com/7.jpg".into()));
@@ -156,21 +121,10 @@ fn columns_are_mapped_by_the_user_where_their_names_say_nothing() {
 fn a_header_that_can_mean_two_things_or_names_a_column_twice_is_refused_before_any_row() {
     let seen = told("id,url,id\n1,https://e.com/1.jpg,2\n");
     assert_eq!(seen.len(), 1);
-    assert!(
-        seen[0].starts_with("broken: the header names `id` twice"),
-        "{}",
-        seen[0]
-    );
+    assert!(seen[0].starts_with("broken: the header names `id` twice"), "{}", seen[0]);
     let folder = folder();
-    let path = written(
-        &folder,
-        "m.csv",
-        "url,image_url\nhttps://e.com/a,https://e.com/b\n",
-    );
-    let reading = Reading {
-        format: Some(Format::Csv),
-        ..Reading::default()
-    };
+    let path = written(&folder, "m.csv", "url,image_url\nhttps://e.com/a,https://e.com/b\n");
+    let reading = Reading { format: Some(Format::Csv), ..Reading::default() };
     assert!(tell(items(&path, reading).remove(0)).contains("--column url=NAME"));
 }
 
@@ -195,26 +149,12 @@ fn a_quote_that_is_never_closed_takes_no_more_memory_than_the_longest_row() {
 fn a_row_that_is_too_long_does_not_hide_the_next_one() {
     let long = "x".repeat(MAX_ROW_BYTES + 10);
     let wide = ",".repeat(2000);
-    let csv = told(format!(
-        "id,url\n1,\"{long}\n{long}\"\n2{wide}\n3,https://e.com/3.jpg\n"
-    ));
-    assert!(
-        csv[0].starts_with("2! ") && csv[1].starts_with("4! "),
-        "{} {}",
-        csv[0],
-        csv[1]
-    );
+    let csv = told(format!("id,url\n1,\"{long}\n{long}\"\n2{wide}\n3,https://e.com/3.jpg\n"));
+    assert!(csv[0].starts_with("2! ") && csv[1].starts_with("4! "), "{} {}", csv[0], csv[1]);
     assert_eq!(csv[2], "5 3 https://e.com/3.jpg {}");
-    let jsonl = told(format!(
-        "{{\"url\":\"{long}\"}}\n{{\"url\":\"https://e.com/2.jpg\"}}\n"
-    ));
-    assert!(
-        jsonl[0].starts_with("1! : a row of more than") && jsonl[1].starts_with("2 "),
-        "{jsonl:?}"
-    );
-    let list = told(format!(
-        "https://e.com/1.jpg\nhttps://e.com/{long}\nhttps://e.com/3.jpg"
-    ));
+    let jsonl = told(format!("{{\"url\":\"{long}\"}}\n{{\"url\":\"https://e.com/2.jpg\"}}\n"));
+    assert!(jsonl[0].starts_with("1! : a row of more than") && jsonl[1].starts_with("2 "), "{jsonl:?}");
+    let list = told(format!("https://e.com/1.jpg\nhttps://e.com/{long}\nhttps://e.com/3.jpg"));
     assert!(list[1].starts_with("2! : a row of more than") && list[2].starts_with("3 "));
 }
 
@@ -230,23 +170,11 @@ fn jsonl_keeps_numbers_as_written_and_says_what_is_wrong_with_a_line() {
         seen[0],
         r#"1 12345678901234567890123 https://e.com/1.jpg {"n": "1.50", "ok": "true", "tags": "[\"a\"]"}"#
     );
-    assert!(
-        seen[1].starts_with("3! : no column says where the picture is"),
-        "{}",
-        seen[1]
-    );
+    assert!(seen[1].starts_with("3! : no column says where the picture is"), "{}", seen[1]);
     assert!(seen[2].starts_with("4! : not a JSON object") && seen[3].starts_with("5! : not a JSON object"));
     assert_eq!(seen[4], "6 b /9j/ {}");
-    assert!(
-        seen[5].starts_with("7! : a picture in base64 needs an id"),
-        "{}",
-        seen[5]
-    );
-    assert!(
-        seen[6].starts_with("8! : has both `url` and `path`"),
-        "{}",
-        seen[6]
-    );
+    assert!(seen[5].starts_with("7! : a picture in base64 needs an id"), "{}", seen[5]);
+    assert!(seen[6].starts_with("8! : has both `url` and `path`"), "{}", seen[6]);
 }
 
 #[test]
@@ -270,17 +198,12 @@ fn compression_is_told_by_content_whatever_the_name_says_and_may_come_in_several
     assert_eq!(told([gzip(one.as_bytes()), gzip(two.as_bytes())].concat()), plain);
     let jsonl = "{\"url\": \"https://e.com/1.jpg\"}\n";
     assert_eq!(told(gzip(jsonl.as_bytes())), told(jsonl));
-    assert_eq!(
-        told(zstd::encode_all(&b"https://e.com/1.jpg"[..], 3).unwrap()).len(),
-        1
-    );
+    assert_eq!(told(zstd::encode_all(&b"https://e.com/1.jpg"[..], 3).unwrap()).len(), 1);
 }
 
 #[test]
 fn a_file_that_breaks_off_says_so_after_the_rows_that_could_be_read() {
-    let many: String = (0..20_000)
-        .map(|n| format!("https://e.com/{n}-{}.jpg\n", n * n))
-        .collect();
+    let many: String = (0..20_000).map(|n| format!("https://e.com/{n}-{}.jpg\n", n * n)).collect();
     let whole = gzip(many.as_bytes());
     let mut seen = told(&whole[..whole.len() / 2]);
     assert!(seen.pop().unwrap().starts_with("broken: "));
@@ -290,14 +213,8 @@ fn a_file_that_breaks_off_says_so_after_the_rows_that_could_be_read() {
 #[test]
 fn after_an_input_that_broke_off_nothing_more_is_read() {
     let folder = folder();
-    let inputs = [
-        written(&folder, "a", "name\n1\n"),
-        written(&folder, "b", "https://e.com/1.jpg\n"),
-    ];
-    let seen: Vec<_> = Manifest::open(&inputs, Reading::default())
-        .unwrap()
-        .map(tell)
-        .collect();
+    let inputs = [written(&folder, "a", "name\n1\n"), written(&folder, "b", "https://e.com/1.jpg\n")];
+    let seen: Vec<_> = Manifest::open(&inputs, Reading::default()).unwrap().map(tell).collect();
     assert_eq!(seen.len(), 1, "{seen:?}");
 }
 
@@ -329,13 +246,9 @@ fn an_input_that_does_not_exist_is_refused_before_anything_is_read() {
 #[test]
 fn a_folder_is_read_by_name_and_only_its_pictures() {
     let folder = folder();
-    for name in [
-        "photos/b.png",
-        "photos/a/z.png",
-        "photos/a/no-extension",
-        "photos/.hidden.png",
-        "photos/.git/x.png",
-    ] {
+    for name in
+        ["photos/b.png", "photos/a/z.png", "photos/a/no-extension", "photos/.hidden.png", "photos/.git/x.png"]
+    {
         written(&folder, name, PNG);
     }
     written(&folder, "photos/notes.txt", "https://e.com/1.jpg");
@@ -368,10 +281,7 @@ fn a_picture_travels_inside_its_job_or_by_its_path() {
     let path = written(&folder, "a.png", PNG);
     let inline = rows(&path, Reading::default()).remove(0);
     assert!(matches!(inline.image.source, Source::Inline(_)));
-    let reading = Reading {
-        by_path: true,
-        ..Reading::default()
-    };
+    let reading = Reading { by_path: true, ..Reading::default() };
     let by_path = rows(&path, reading).remove(0);
     assert_eq!(by_path.image.source, Source::Object(path.clone()));
     assert_eq!((inline.image.id, by_path.image.id), (path.clone(), path));
@@ -381,11 +291,7 @@ fn a_picture_travels_inside_its_job_or_by_its_path() {
 fn the_paths_of_a_manifest_begin_at_its_folder() {
     let folder = folder();
     written(&folder, "below/photos/1.png", PNG);
-    let path = written(
-        &folder,
-        "below/m.csv",
-        "id,path\n1,photos/1.png\n2,photos/2.png\n",
-    );
+    let path = written(&folder, "below/m.csv", "id,path\n1,photos/1.png\n2,photos/2.png\n");
     let seen: Vec<_> = items(&path, Reading::default()).into_iter().map(tell).collect();
     assert!(seen[0].starts_with("2 1 iVBORw0KGgo"), "{}", seen[0]);
     assert!(seen[1].starts_with("3! path: there is no file"), "{}", seen[1]);
@@ -393,17 +299,9 @@ fn the_paths_of_a_manifest_begin_at_its_folder() {
 
 /// The rows of `content` as each reader sees it, from an input that hands out `step` bytes at a time.
 fn readers(content: &[u8], step: usize) -> Vec<Rows> {
-    let input = || {
-        Box::new(std::io::BufReader::with_capacity(
-            step,
-            Cursor::new(content.to_vec()),
-        ))
-    };
+    let input = || Box::new(std::io::BufReader::with_capacity(step, Cursor::new(content.to_vec())));
     let reading = Arc::new(Reading::default());
-    let sources = || source::Sources {
-        folder: "/nowhere".into(),
-        by_path: true,
-    };
+    let sources = || source::Sources { folder: "/nowhere".into(), by_path: true };
     let file: Arc<str> = "fuzz".into();
     let csv: Rows = match csv::CsvRows::open(input(), b',', file.clone(), sources(), &reading) {
         Ok(Some(rows)) => Box::new(rows),
@@ -503,8 +401,5 @@ fn a_wrong_extension_does_not_matter() {
     assert_eq!(rows(&path, Reading::default()).len(), 1);
     let picture = written(&folder, "really-a-picture.csv", PNG);
     assert!(Path::new(&picture).exists());
-    assert!(matches!(
-        rows(&picture, Reading::default())[0].image.source,
-        Source::Inline(_)
-    ));
+    assert!(matches!(rows(&picture, Reading::default())[0].image.source, Source::Inline(_)));
 }

@@ -75,10 +75,7 @@ impl Input {
             Self::Stdin => stdin(reading, read),
             Self::Url(url) => {
                 // A list of one line: the same checks, the same id.
-                let text = Text {
-                    head: Vec::new(),
-                    input: Box::new(io::Cursor::new(url.into_bytes())),
-                };
+                let text = Text { head: Vec::new(), input: Box::new(io::Cursor::new(url.into_bytes())) };
                 manifest(text, Format::List, "argument".into(), PathBuf::new(), reading)
             }
             Self::File(path, size) => file(&path, size, reading, read),
@@ -92,10 +89,9 @@ fn stdin(reading: &Arc<Reading>, read: &Arc<AtomicU64>) -> Rows {
     let opened = open::stdin(read);
     match opened {
         Ok(Opened::Text(text)) => sniffed(text, "stdin".into(), PathBuf::new(), reading),
-        Ok(Opened::Picture) => broken_rows(Broken::new(
-            "stdin",
-            "a picture: name its file, or pipe a manifest",
-        )),
+        Ok(Opened::Picture) => {
+            broken_rows(Broken::new("stdin", "a picture: name its file, or pipe a manifest"))
+        }
         Err(error) => broken_rows(Broken::new("stdin", error)),
     }
 }
@@ -114,9 +110,7 @@ fn file(path: &Path, size: u64, reading: &Arc<Reading>, read: &Arc<AtomicU64>) -
 }
 
 fn sniffed(text: Text, file: Arc<str>, folder: PathBuf, reading: &Arc<Reading>) -> Rows {
-    let format = reading
-        .format
-        .map_or_else(|| sniff::format(&text.head, &reading.columns), Ok);
+    let format = reading.format.map_or_else(|| sniff::format(&text.head, &reading.columns), Ok);
     match format {
         Ok(format) => manifest(text, format, file, folder, reading),
         Err(reason) => broken_rows(Broken::new(&*file, reason)),
@@ -124,25 +118,13 @@ fn sniffed(text: Text, file: Arc<str>, folder: PathBuf, reading: &Arc<Reading>) 
 }
 
 fn manifest(text: Text, format: Format, file: Arc<str>, folder: PathBuf, reading: &Arc<Reading>) -> Rows {
-    let sources = Sources {
-        folder,
-        by_path: reading.by_path,
-    };
+    let sources = Sources { folder, by_path: reading.by_path };
     let lines = Lines::new(text.input);
     match format {
-        Format::List => Box::new(ListRows {
-            lines,
-            file,
-            sources,
-            line: Vec::new(),
-        }),
-        Format::Jsonl => Box::new(JsonlRows {
-            lines,
-            file,
-            sources,
-            reading: Arc::clone(reading),
-            line: Vec::new(),
-        }),
+        Format::List => Box::new(ListRows { lines, file, sources, line: Vec::new() }),
+        Format::Jsonl => {
+            Box::new(JsonlRows { lines, file, sources, reading: Arc::clone(reading), line: Vec::new() })
+        }
         Format::Csv => {
             let delimiter = sniff::delimiter(&text.head, &reading.columns);
             match CsvRows::open(lines.into_inner(), delimiter, file, sources, reading) {
@@ -159,10 +141,7 @@ fn folder(path: &Path, reading: Arc<Reading>) -> Rows {
     let visible = |entry: &walkdir::DirEntry| {
         entry.depth() == 0 || !entry.file_name().as_encoded_bytes().starts_with(b".")
     };
-    let entries = walkdir::WalkDir::new(path)
-        .sort_by_file_name()
-        .into_iter()
-        .filter_entry(visible);
+    let entries = walkdir::WalkDir::new(path).sort_by_file_name().into_iter().filter_entry(visible);
     Box::new(entries.filter_map(move |entry| match entry {
         // The file behind a link counts; a linked folder is not entered, it might lead back here.
         Ok(entry) if fs::metadata(entry.path()).is_ok_and(|found| found.is_file()) => {

@@ -57,9 +57,7 @@ impl Clerk {
     pub(crate) async fn dismiss(self) -> Option<Record> {
         drop(self.questions);
         let thread = self.thread;
-        tokio::task::spawn_blocking(move || thread.join().ok())
-            .await
-            .ok()?
+        tokio::task::spawn_blocking(move || thread.join().ok()).await.ok()?
     }
 }
 

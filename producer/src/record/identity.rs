@@ -65,14 +65,9 @@ impl Identity {
 }
 
 fn kept(db: &Connection, what: &str) -> rusqlite::Result<Option<String>> {
-    db.query_row("SELECT value FROM meta WHERE key = ?1", [what], |row| row.get(0))
-        .optional()
+    db.query_row("SELECT value FROM meta WHERE key = ?1", [what], |row| row.get(0)).optional()
 }
 
 fn keep(db: &Connection, what: &str, is: &str) -> rusqlite::Result<()> {
-    db.execute(
-        "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)",
-        [what, is],
-    )
-    .map(drop)
+    db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)", [what, is]).map(drop)
 }

@@ -7,12 +7,7 @@ use tempfile::TempDir;
 fn identity(models: &[&str]) -> Identity {
     let models: Vec<String> = models.iter().map(|m| (*m).to_owned()).collect();
     let plan = Plan::new("restb", &models, 1, Tariff::default()).unwrap();
-    Identity::new(
-        &"spring".parse().unwrap(),
-        &plan,
-        Priority::Normal,
-        "localhost:5672/",
-    )
+    Identity::new(&"spring".parse().unwrap(), &plan, Priority::Normal, "localhost:5672/")
 }
 
 fn id(n: u64) -> Id {
@@ -37,13 +32,7 @@ fn open(path: &Path) -> Record {
 fn what_was_confirmed_is_already_there_for_the_next_run_and_what_was_only_claimed_is_not() {
     let (_folder, path) = folder();
     let mut first = open(&path);
-    assert!(
-        first
-            .claim(&ids(0..10))
-            .unwrap()
-            .iter()
-            .all(|c| *c == Claim::Fresh)
-    );
+    assert!(first.claim(&ids(0..10)).unwrap().iter().all(|c| *c == Claim::Fresh));
     first.confirm(&ids(0..6), 6).unwrap();
     drop(first); // as a kill would: nothing is said in farewell
     let mut second = open(&path);
@@ -63,16 +52,9 @@ fn a_repetition_within_a_run_is_a_duplicate_whether_claimed_confirmed_or_confirm
     assert_eq!(record.claim(&[id(1)]).unwrap(), [Claim::Duplicate]);
     drop(record);
     let mut record = open(&path);
-    assert_eq!(
-        record.claim(&[id(1), id(1)]).unwrap(),
-        [Claim::Already, Claim::Duplicate]
-    );
+    assert_eq!(record.claim(&[id(1), id(1)]).unwrap(), [Claim::Already, Claim::Duplicate]);
     assert_eq!(record.claim(&[id(1)]).unwrap(), [Claim::Duplicate]);
-    assert_eq!(
-        record.totals().jobs,
-        1,
-        "seeing a job again does not count it again"
-    );
+    assert_eq!(record.totals().jobs, 1, "seeing a job again does not count it again");
 }
 
 #[test]
@@ -84,10 +66,7 @@ fn ids_are_known_on_both_sides_of_a_merge() {
         assert!(record.claim(chunk).unwrap().iter().all(|c| *c == Claim::Fresh));
         record.confirm(chunk, chunk.len() as u64).unwrap();
     }
-    assert!(
-        record.in_tail < MERGE_AT && record.recent.len() == record.in_tail,
-        "memory is given back"
-    );
+    assert!(record.in_tail < MERGE_AT && record.recent.len() == record.in_tail, "memory is given back");
     assert!(record.claim(&all).unwrap().iter().all(|c| *c == Claim::Duplicate));
     drop(record);
     let mut again = open(&path);
@@ -109,9 +88,7 @@ fn a_batch_keeps_to_its_lane_over_runs() {
 fn another_question_under_the_same_batch_name_is_refused_with_both_values_and_a_way_out() {
     let (_folder, path) = folder();
     open(&path).keep_to_lane(0).unwrap();
-    let message = Record::open(&path, &identity(&["a", "b"]))
-        .unwrap_err()
-        .to_string();
+    let message = Record::open(&path, &identity(&["a", "b"])).unwrap_err().to_string();
     for part in ["spring", "models", "`a`", "`a,b`", "--batch", "spring.sqlite"] {
         assert!(message.contains(part), "{message} lacks {part}");
     }
@@ -131,14 +108,8 @@ fn a_second_run_at_the_same_time_is_refused() {
     let (_folder, path) = folder();
     let mut first = open(&path);
     first.keep_to_lane(0).unwrap();
-    assert!(matches!(
-        Record::open(&path, &identity(&["a"])),
-        Err(RecordError::InUse(_))
-    ));
-    assert!(matches!(
-        Record::rehearse(&path, &identity(&["a"])),
-        Err(RecordError::InUse(_))
-    ));
+    assert!(matches!(Record::open(&path, &identity(&["a"])), Err(RecordError::InUse(_))));
+    assert!(matches!(Record::rehearse(&path, &identity(&["a"])), Err(RecordError::InUse(_))));
 }
 
 #[test]
@@ -146,24 +117,12 @@ fn somebody_elses_file_is_left_alone() {
     let (_folder, path) = folder();
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, "listing,url\n1,https://e.com/1.jpg\n".repeat(100)).unwrap();
-    assert!(matches!(
-        Record::open(&path, &identity(&["a"])),
-        Err(RecordError::NotARecord(_))
-    ));
-    assert!(matches!(
-        Record::rehearse(&path, &identity(&["a"])),
-        Err(RecordError::NotARecord(_))
-    ));
+    assert!(matches!(Record::open(&path, &identity(&["a"])), Err(RecordError::NotARecord(_))));
+    assert!(matches!(Record::rehearse(&path, &identity(&["a"])), Err(RecordError::NotARecord(_))));
     assert!(fs::read_to_string(&path).unwrap().starts_with("listing,url"));
     fs::remove_file(&path).unwrap();
-    Connection::open(&path)
-        .unwrap()
-        .execute_batch("CREATE TABLE photos (id)")
-        .unwrap();
-    assert!(matches!(
-        Record::open(&path, &identity(&["a"])),
-        Err(RecordError::NotARecord(_))
-    ));
+    Connection::open(&path).unwrap().execute_batch("CREATE TABLE photos (id)").unwrap();
+    assert!(matches!(Record::open(&path, &identity(&["a"])), Err(RecordError::NotARecord(_))));
 }
 
 #[test]
@@ -180,10 +139,7 @@ fn a_rehearsal_knows_what_is_on_record_and_leaves_no_trace() {
         [Claim::Already, Claim::Fresh, Claim::Duplicate]
     );
     rehearsal.confirm(&[id(3)], 1).unwrap();
-    assert!(
-        Record::rehearse(&path, &identity(&["a", "b"])).is_err(),
-        "the same refusals"
-    );
+    assert!(Record::rehearse(&path, &identity(&["a", "b"])).is_err(), "the same refusals");
     drop(rehearsal);
     let mut record = open(&path);
     assert_eq!(record.totals().jobs, 3);
@@ -260,9 +216,6 @@ fn the_cost_of_the_record_is_measured() {
         }
         let each = started.elapsed().as_secs_f64() * 1e6 / all.len() as f64;
         println!("{run} run: opened in {opening:?}, {each:.2} us an id");
-        assert!(
-            each < 20.0,
-            "{each} us an id would hold up a queue that takes 25,000 jobs a second"
-        );
+        assert!(each < 20.0, "{each} us an id would hold up a queue that takes 25,000 jobs a second");
     }
 }

@@ -15,11 +15,7 @@ pub(super) fn read(head: &Parts, body: &[u8]) -> Asked {
     let request = match object(body) {
         Ok(request) => request,
         Err(refusal) => {
-            return Asked {
-                key,
-                refusal: Some(refusal),
-                ..Asked::default()
-            };
+            return Asked { key, refusal: Some(refusal), ..Asked::default() };
         }
     };
     let models: Vec<String> = request["models"]
@@ -36,21 +32,13 @@ pub(super) fn read(head: &Parts, body: &[u8]) -> Asked {
         (None, None) => Err(Refusal::MissingImage),
     };
     let refusal = match models.first() {
-        None => Some(Refusal::Malformed(
-            "models must be a list with at least one name".into(),
-        )),
+        None => Some(Refusal::Malformed("models must be a list with at least one name".into())),
         Some(first) if !models.iter().any(|model| is_known(model)) => {
             Some(Refusal::UnknownModel(first.clone()))
         }
         Some(_) => image.as_ref().err().cloned(),
     };
-    Asked {
-        key,
-        models,
-        image: image.ok(),
-        refusal,
-        ..Asked::default()
-    }
+    Asked { key, models, image: image.ok(), refusal, ..Asked::default() }
 }
 
 pub(super) fn answer(image: &str, models: &[String]) -> Value {

@@ -10,28 +10,17 @@ use crate::answer::{label_for, score_for};
 use crate::image::by_url_or_data;
 
 pub(super) fn read(head: &Parts, body: &[u8]) -> Asked {
-    let mut asked = Asked {
-        key: bearer(head),
-        ..Asked::default()
-    };
+    let mut asked = Asked { key: bearer(head), ..Asked::default() };
     let request = match object(body) {
         Ok(request) => request,
         Err(refusal) => {
-            return Asked {
-                refusal: Some(refusal),
-                ..asked
-            };
+            return Asked { refusal: Some(refusal), ..asked };
         }
     };
     let model = request["model"].as_str().unwrap_or_default();
-    asked.models = if model.is_empty() {
-        Vec::new()
-    } else {
-        vec![model.to_owned()]
-    };
-    asked.wishes.json = request["response_format"]["type"]
-        .as_str()
-        .is_some_and(|kind| kind.starts_with("json"));
+    asked.models = if model.is_empty() { Vec::new() } else { vec![model.to_owned()] };
+    asked.wishes.json =
+        request["response_format"]["type"].as_str().is_some_and(|kind| kind.starts_with("json"));
     let image = last_image(&request).map_or(Err(Refusal::MissingImage), by_url_or_data);
     asked.refusal = if request["stream"].as_bool() == Some(true) {
         Some(Refusal::Malformed("stream is not supported here".into()))
@@ -46,10 +35,7 @@ pub(super) fn read(head: &Parts, body: &[u8]) -> Asked {
 
 fn last_image(request: &Value) -> Option<&str> {
     let messages = request["messages"].as_array()?;
-    let parts = messages
-        .iter()
-        .filter_map(|message| message["content"].as_array())
-        .flatten();
+    let parts = messages.iter().filter_map(|message| message["content"].as_array()).flatten();
     parts
         .filter(|part| part["type"] == "image_url")
         .filter_map(|part| part["image_url"]["url"].as_str())

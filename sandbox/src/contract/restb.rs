@@ -35,13 +35,7 @@ pub(super) fn read(head: &Parts, body: &[u8], settings: &Settings, several: bool
         (None, None) => Err(Refusal::MissingImage),
     };
     let refusal = refuse_models(&models, settings, several).or_else(|| image.as_ref().err().cloned());
-    Asked {
-        key: field("client_key"),
-        models,
-        image: image.ok(),
-        refusal,
-        ..Asked::default()
-    }
+    Asked { key: field("client_key"), models, image: image.ok(), refusal, ..Asked::default() }
 }
 
 fn refuse_models(models: &[String], settings: &Settings, several: bool) -> Option<Refusal> {
@@ -49,27 +43,15 @@ fn refuse_models(models: &[String], settings: &Settings, several: bool) -> Optio
         return Some(Refusal::Malformed("No model_id was given".into()));
     }
     if models.len() > 1 && !several {
-        return Some(Refusal::Malformed(
-            "predict takes one model_id; use multipredict for several".into(),
-        ));
+        return Some(Refusal::Malformed("predict takes one model_id; use multipredict for several".into()));
     }
-    let known = |model: &&String| {
-        settings
-            .restb_models
-            .iter()
-            .any(|name| name == "*" || name == *model)
-    };
-    models
-        .iter()
-        .find(|model| !known(model))
-        .map(|model| Refusal::UnknownModel(model.clone()))
+    let known = |model: &&String| settings.restb_models.iter().any(|name| name == "*" || name == *model);
+    models.iter().find(|model| !known(model)).map(|model| Refusal::UnknownModel(model.clone()))
 }
 
 pub(super) fn answer(image: &str, models: &[String], mark: u128) -> Value {
-    let solutions: Map<String, Value> = models
-        .iter()
-        .map(|model| (model.clone(), solution(image, model)))
-        .collect();
+    let solutions: Map<String, Value> =
+        models.iter().map(|model| (model.clone(), solution(image, model))).collect();
     json!({
         "response": { "solutions": solutions },
         "error": "false",
@@ -84,10 +66,8 @@ fn solution(image: &str, model: &str) -> Value {
     match shape_of(model) {
         Shape::Rating => json!({ "score": score }),
         Shape::Detection => {
-            let seen: Vec<Value> = labels_for(image, model)
-                .iter()
-                .map(|label| detection(label, model))
-                .collect();
+            let seen: Vec<Value> =
+                labels_for(image, model).iter().map(|label| detection(label, model)).collect();
             json!({ "detections": seen })
         }
         Shape::Prediction => {
@@ -133,18 +113,11 @@ pub(super) fn error(refusal: &Refusal, mark: u128) -> Value {
 }
 
 fn now() -> String {
-    jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%S.%6f")
-        .to_string()
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6f").to_string()
 }
 
 fn split(models: &str) -> Vec<String> {
-    models
-        .split(',')
-        .map(str::trim)
-        .filter(|model| !model.is_empty())
-        .map(str::to_owned)
-        .collect()
+    models.split(',').map(str::trim).filter(|model| !model.is_empty()).map(str::to_owned).collect()
 }
 
 fn query(head: &Parts, name: &str) -> Option<String> {
@@ -153,7 +126,5 @@ fn query(head: &Parts, name: &str) -> Option<String> {
 
 fn find(form: &[u8], name: &str) -> Option<String> {
     let mut fields = url::form_urlencoded::parse(form);
-    fields
-        .find(|(key, value)| key == name && !value.is_empty())
-        .map(|(_, value)| value.into_owned())
+    fields.find(|(key, value)| key == name && !value.is_empty()).map(|(_, value)| value.into_owned())
 }

@@ -11,19 +11,11 @@ use crate::answer::{PRODUCTS, TILITER_MODEL, digest, label_for, score_for};
 use crate::image::{Alphabet, by_base64};
 
 pub(super) fn key(head: &Parts) -> Option<String> {
-    head.headers
-        .get("tiliter-api-key")?
-        .to_str()
-        .ok()
-        .map(str::to_owned)
+    head.headers.get("tiliter-api-key")?.to_str().ok().map(str::to_owned)
 }
 
 pub(super) fn read(head: &Parts, body: &[u8]) -> Asked {
-    let mut asked = Asked {
-        key: key(head),
-        models: vec![TILITER_MODEL.into()],
-        ..Asked::default()
-    };
+    let mut asked = Asked { key: key(head), models: vec![TILITER_MODEL.into()], ..Asked::default() };
     match object(body) {
         Ok(request) => {
             asked.wishes.scores = request["include_scores"].as_bool().unwrap_or(false);
@@ -43,10 +35,7 @@ fn image(request: &Value) -> Result<String, Refusal> {
     if !request["device_id"].is_string() {
         return Err(Refusal::Malformed("device_id is missing".into()));
     }
-    let views = request["images"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
+    let views = request["images"].as_array().map(Vec::as_slice).unwrap_or_default();
     let read = |view: &Value| match view["image"].as_str() {
         Some(data) => by_base64(data, Alphabet::Standard),
         None => Err(Refusal::MissingImage),
@@ -67,11 +56,7 @@ pub(super) fn answer(image: &str, wishes: Wishes, mark: u128) -> Value {
     } else {
         Vec::new()
     };
-    let result_type = if options.is_empty() {
-        "unrecognised"
-    } else {
-        "recognised"
-    };
+    let result_type = if options.is_empty() { "unrecognised" } else { "recognised" };
     json!({
         "recognition_id": uuid(mark),
         "product_recognition": { "result_type": result_type, "options": options },
@@ -85,9 +70,7 @@ pub(super) fn error(refusal: &Refusal) -> Value {
 
 /// The catalogue.
 pub(crate) fn products() -> Value {
-    let all: Vec<Value> = PRODUCTS
-        .iter()
-        .map(|(id, name)| json!({ "product_id": id, "product_name": name }))
-        .collect();
+    let all: Vec<Value> =
+        PRODUCTS.iter().map(|(id, name)| json!({ "product_id": id, "product_name": name })).collect();
     json!({ "products": all })
 }

@@ -3,20 +3,12 @@ use proptest::prelude::*;
 use super::*;
 
 fn judge(rule: Rule, limit: u32, window_ms: u64) -> Judge {
-    Judge::new(Judging {
-        rule,
-        limit,
-        window_ms,
-        count_refused: false,
-    })
+    Judge::new(Judging { rule, limit, window_ms, count_refused: false })
 }
 
 /// Arrivals with gaps from none to a few windows, bursts included.
 fn gaps() -> impl Strategy<Value = Vec<u64>> {
-    prop::collection::vec(
-        prop_oneof![3 => Just(0u64), 5 => 0..20_000u64, 1 => 0..300_000u64],
-        1..400,
-    )
+    prop::collection::vec(prop_oneof![3 => Just(0u64), 5 => 0..20_000u64, 1 => 0..300_000u64], 1..400)
 }
 
 fn accepted(judge: &mut Judge, gaps: &[u64]) -> Vec<u64> {
@@ -33,12 +25,7 @@ fn accepted(judge: &mut Judge, gaps: &[u64]) -> Vec<u64> {
 
 fn most_in_any_window(times: &[u64], window_us: u64) -> usize {
     (0..times.len())
-        .map(|i| {
-            times[i..]
-                .iter()
-                .take_while(|&&t| t - times[i] < window_us)
-                .count()
-        })
+        .map(|i| times[i..].iter().take_while(|&&t| t - times[i] < window_us).count())
         .max()
         .unwrap_or(0)
 }
@@ -177,38 +164,20 @@ fn fixed_lets_two_windows_worth_pass_around_an_edge() {
 #[test]
 fn a_retry_storm_never_recovers_where_refused_calls_count() {
     for rule in [Rule::Sliding, Rule::Bucket { burst: 2 }] {
-        let mut stern = Judge::new(Judging {
-            rule,
-            limit: 10,
-            window_ms: 1_000,
-            count_refused: true,
-        });
-        let storm = (1..2_000)
-            .filter(|i| stern.arrive(1_000_000 + i * 1_000, 1) == Verdict::Accepted)
-            .count();
+        let mut stern = Judge::new(Judging { rule, limit: 10, window_ms: 1_000, count_refused: true });
+        let storm =
+            (1..2_000).filter(|i| stern.arrive(1_000_000 + i * 1_000, 1) == Verdict::Accepted).count();
         assert!(storm <= 10, "{rule:?} let {storm} of a storm pass");
-        assert_eq!(
-            stern.arrive(10_000_000, 1),
-            Verdict::Accepted,
-            "{rule:?} does not forgive after a rest"
-        );
+        assert_eq!(stern.arrive(10_000_000, 1), Verdict::Accepted, "{rule:?} does not forgive after a rest");
     }
 }
 
 #[test]
 fn a_call_counts_for_its_cost() {
-    for rule in [
-        Rule::Fixed,
-        Rule::Sliding,
-        Rule::Bucket { burst: 6 },
-        Rule::Leaky { burst: 5 },
-    ] {
+    for rule in [Rule::Fixed, Rule::Sliding, Rule::Bucket { burst: 6 }, Rule::Leaky { burst: 5 }] {
         let mut judge = judge(rule, 6, 1_000);
         assert_eq!(judge.arrive(5_000_000, 4), Verdict::Accepted, "{rule:?}");
-        assert!(
-            matches!(judge.arrive(5_000_001, 3), Verdict::Refused { .. }),
-            "{rule:?}"
-        );
+        assert!(matches!(judge.arrive(5_000_001, 3), Verdict::Refused { .. }), "{rule:?}");
         assert_eq!(judge.arrive(5_000_002, 2), Verdict::Accepted, "{rule:?}");
     }
 }
@@ -217,14 +186,8 @@ fn a_call_counts_for_its_cost() {
 fn nginx_at_thirty_a_second_needs_thirty_four_milliseconds() {
     let passes = |spacing_ms: u64| {
         let mut judge = judge(Rule::Leaky { burst: 0 }, 30, 1_000);
-        (0..100)
-            .filter(|i| judge.arrive(1_000_000 + i * spacing_ms * 1_000, 1) == Verdict::Accepted)
-            .count()
+        (0..100).filter(|i| judge.arrive(1_000_000 + i * spacing_ms * 1_000, 1) == Verdict::Accepted).count()
     };
     assert_eq!(passes(34), 100);
-    assert_eq!(
-        passes(33),
-        50,
-        "33 ms is early every time, and every refusal costs a whole further gap"
-    );
+    assert_eq!(passes(33), 50, "33 ms is early every time, and every refusal costs a whole further gap");
 }

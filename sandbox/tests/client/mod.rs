@@ -24,34 +24,22 @@ pub(crate) fn client() -> Client {
     TLS.call_once(|| {
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
-    Client::builder()
-        .no_proxy()
-        .retry(reqwest::retry::never())
-        .build()
-        .unwrap()
+    Client::builder().no_proxy().retry(reqwest::retry::never()).build().unwrap()
 }
 
 /// One Restb call for a room type.
 pub(crate) fn predict(client: &Client, sandbox: &Running, image: &str) -> RequestBuilder {
     let query = [("client_key", "k"), ("model_id", ROOM), ("image_url", image)];
-    client
-        .get(format!("{}/vision/v2/predict", sandbox.url()))
-        .query(&query)
+    client.get(format!("{}/vision/v2/predict", sandbox.url())).query(&query)
 }
 
 pub(crate) async fn json(request: RequestBuilder) -> (StatusCode, Value) {
     let answer = request.send().await.unwrap();
     let status = answer.status();
     let text = answer.text().await.unwrap();
-    (
-        status,
-        serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}")),
-    )
+    (status, serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}")))
 }
 
 pub(crate) fn post(client: &Client, url: String, body: &Value) -> RequestBuilder {
-    client
-        .post(url)
-        .header("content-type", "application/json")
-        .body(body.to_string())
+    client.post(url).header("content-type", "application/json").body(body.to_string())
 }

@@ -47,15 +47,9 @@ fn bound_integers(schema: &mut Value) {
 
 pub(super) fn read<T: DeserializeOwned + JsonSchema>(document: &Document) -> Result<T, Problems> {
     let (schema, value) = (schema::<T>(), document.to_value());
-    let mut check = Check {
-        document,
-        schema: &schema,
-        problems: Problems::default(),
-    };
+    let mut check = Check { document, schema: &schema, problems: Problems::default() };
     match jsonschema::validator_for(&schema) {
-        Ok(validator) => validator
-            .iter_errors(&value)
-            .for_each(|error| check.explain(&error)),
+        Ok(validator) => validator.iter_errors(&value).for_each(|error| check.explain(&error)),
         // Only a type with a broken schema of its own gets here; serde still says what it refuses.
         Err(error) => tracing::debug!(%error, "the settings' own schema can't be compiled"),
     }
@@ -133,22 +127,14 @@ impl<'a> Check<'a> {
 
     fn missing(&mut self, path: &Path, property: &Value, error: &ValidationError<'_>) {
         let key = property.as_str().unwrap_or_default();
-        let asked = self
-            .asked(error)
-            .get("properties")
-            .and_then(|properties| properties.get(key));
+        let asked = self.asked(error).get("properties").and_then(|properties| properties.get(key));
         let what = asked.map_or_else(|| "it".to_owned(), |asked| expected(asked, self.schema));
         self.say(&path.key(key), format!("missing: give {what}"));
     }
 
     fn mismatch(&mut self, path: &Path, error: &ValidationError<'_>) {
         let (asked, value) = (self.asked(error), error.instance());
-        self.wrong(
-            path,
-            value,
-            &constants(asked, self.schema),
-            &expected(asked, self.schema),
-        );
+        self.wrong(path, value, &constants(asked, self.schema), &expected(asked, self.schema));
     }
 
     fn wrong(&mut self, path: &Path, value: &Value, words: &[String], expected: &str) {
@@ -163,10 +149,7 @@ impl<'a> Check<'a> {
             },
             _ => String::new(),
         };
-        self.say(
-            path,
-            format!("found {}: give {expected}{hint}", found(value, secret)),
-        );
+        self.say(path, format!("found {}: give {expected}{hint}", found(value, secret)));
     }
 
     /// None of the forms that the value may have fits: explain the one that was meant, else name them all.
@@ -177,15 +160,9 @@ impl<'a> Check<'a> {
         error: &ValidationError<'_>,
     ) {
         let asked = self.asked(error);
-        let branches = ["oneOf", "anyOf"]
-            .iter()
-            .find_map(|keyword| asked.get(*keyword)?.as_array());
-        let forms: Vec<(&Value, &Vec<ValidationError<'static>>)> = branches
-            .into_iter()
-            .flatten()
-            .map(|form| resolved(form, self.schema))
-            .zip(context)
-            .collect();
+        let branches = ["oneOf", "anyOf"].iter().find_map(|keyword| asked.get(*keyword)?.as_array());
+        let forms: Vec<(&Value, &Vec<ValidationError<'static>>)> =
+            branches.into_iter().flatten().map(|form| resolved(form, self.schema)).zip(context).collect();
         let mut meant = forms
             .iter()
             .filter(|(form, faults)| !is_null(form) && is_meant(form, error.instance_path(), faults));
@@ -206,23 +183,12 @@ impl<'a> Check<'a> {
                 None if value.is_object() => {
                     self.say(&path.key(&tag), format!("missing: give {}", one_of(&words)))
                 }
-                None => self.wrong(
-                    path,
-                    value,
-                    &[],
-                    &format!("a table with `{tag}`, {}", one_of(&words)),
-                ),
+                None => self.wrong(path, value, &[], &format!("a table with `{tag}`, {}", one_of(&words))),
             };
         }
-        let words: Vec<String> = forms
-            .iter()
-            .flat_map(|(form, _)| constants(form, self.schema))
-            .collect();
+        let words: Vec<String> = forms.iter().flat_map(|(form, _)| constants(form, self.schema)).collect();
         let all = either(
-            forms
-                .iter()
-                .filter(|(form, _)| !is_null(form))
-                .map(|(form, _)| expected(form, self.schema)),
+            forms.iter().filter(|(form, _)| !is_null(form)).map(|(form, _)| expected(form, self.schema)),
         );
         self.wrong(path, value, &words, &all);
     }
@@ -238,10 +204,7 @@ impl<'a> Check<'a> {
 /// Whether the value has this form's kind: its type, its tag and its one key, where the form has one, are right.
 fn is_meant(form: &Value, at: &Location, faults: &[ValidationError<'static>]) -> bool {
     let depth = at.iter().count();
-    let keys = form
-        .get("properties")
-        .and_then(Value::as_object)
-        .map_or(0, Map::len);
+    let keys = form.get("properties").and_then(Value::as_object).map_or(0, Map::len);
     !faults.iter().any(|fault| {
         let below = fault.instance_path().iter().count() - depth;
         match fault.kind() {
@@ -254,20 +217,15 @@ fn is_meant(form: &Value, at: &Location, faults: &[ValidationError<'static>]) ->
 }
 
 fn is_constant(form: &Value, key: &Value) -> bool {
-    key.as_str()
-        .is_some_and(|key| form["properties"][key].get("const").is_some())
+    key.as_str().is_some_and(|key| form["properties"][key].get("const").is_some())
 }
 
 /// The key by which every form says which one it is.
 fn tag(forms: &[(&Value, &Vec<ValidationError<'static>>)]) -> Option<String> {
-    let tables: Vec<&Map<String, Value>> = forms
-        .iter()
-        .filter_map(|(form, _)| form.get("properties")?.as_object())
-        .collect();
+    let tables: Vec<&Map<String, Value>> =
+        forms.iter().filter_map(|(form, _)| form.get("properties")?.as_object()).collect();
     let is_tag = |key: &String| {
-        tables
-            .iter()
-            .all(|table| table.get(key).is_some_and(|value| value.get("const").is_some()))
+        tables.iter().all(|table| table.get(key).is_some_and(|value| value.get("const").is_some()))
     };
     tables.first()?.keys().find(|key| is_tag(key)).cloned()
 }
@@ -279,19 +237,11 @@ fn nearest_field(schema: &Value, key: &str) -> Option<String> {
     let last = |path: &Path| path.last_key().unwrap_or_default().to_owned();
     let keys: Vec<String> = fields.iter().map(last).collect();
     let meant = nearest(key, keys.iter().map(String::as_str))?;
-    fields
-        .iter()
-        .find(|field| last(field) == meant)
-        .map(Path::to_string)
+    fields.iter().find(|field| last(field) == meant).map(Path::to_string)
 }
 
 fn fields_of(schema: &Value, path: &Path, fields: &mut Vec<Path>) {
-    for (key, below) in schema
-        .get("properties")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-    {
+    for (key, below) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
         fields.push(path.key(key));
         fields_of(below, &path.key(key), fields);
     }

@@ -13,9 +13,7 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         let alike = strsim::normalized_damerau_levenshtein(&word, &candidate);
         if begun { alike.max(0.7) } else { alike }
     };
-    let scored = candidates
-        .into_iter()
-        .map(|candidate| (likeness(candidate), candidate));
+    let scored = candidates.into_iter().map(|candidate| (likeness(candidate), candidate));
     let best = scored.max_by(|one, two| one.0.total_cmp(&two.0))?;
     (best.0 >= 0.6).then_some(best.1)
 }
@@ -35,10 +33,7 @@ pub(super) fn expected(schema: &Value, root: &Value) -> String {
     for keyword in ["anyOf", "oneOf"] {
         if let Some(Value::Array(branches)) = schema.get(keyword) {
             return either(
-                branches
-                    .iter()
-                    .filter(|branch| !is_null(branch))
-                    .map(|branch| expected(branch, root)),
+                branches.iter().filter(|branch| !is_null(branch)).map(|branch| expected(branch, root)),
             );
         }
     }
@@ -65,9 +60,7 @@ pub(super) fn constants(schema: &Value, root: &Value) -> Vec<String> {
     if let Some(Value::Array(words)) = schema.get("enum") {
         return words.iter().filter(|word| !word.is_null()).map(plain).collect();
     }
-    let branches = ["oneOf", "anyOf"]
-        .iter()
-        .find_map(|keyword| schema.get(*keyword)?.as_array());
+    let branches = ["oneOf", "anyOf"].iter().find_map(|keyword| schema.get(*keyword)?.as_array());
     let mut words = Vec::new();
     for branch in branches.into_iter().flatten().filter(|branch| !is_null(branch)) {
         match constants(branch, root) {
@@ -117,10 +110,8 @@ pub(super) fn either(parts: impl Iterator<Item = String>) -> String {
 
 /// `schema`, or what its `$ref` points to.
 pub(super) fn resolved<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
-    let target = schema
-        .get("$ref")
-        .and_then(Value::as_str)
-        .and_then(|to| root.pointer(to.trim_start_matches('#')));
+    let target =
+        schema.get("$ref").and_then(Value::as_str).and_then(|to| root.pointer(to.trim_start_matches('#')));
     target.unwrap_or(schema)
 }
 
@@ -149,11 +140,7 @@ fn of_type(kind: &str, schema: &Value, root: &Value) -> String {
 
 fn text(schema: &Value) -> String {
     let bound = |name| schema.get(name).and_then(Value::as_u64);
-    match (
-        bound("minLength"),
-        bound("maxLength"),
-        schema.get("pattern").and_then(Value::as_str),
-    ) {
+    match (bound("minLength"), bound("maxLength"), schema.get("pattern").and_then(Value::as_str)) {
         (_, _, Some(pattern)) => format!("a text that matches {pattern}"),
         (Some(1), None, _) => "a text that is not empty".to_owned(),
         (Some(least), Some(most), _) => format!("a text of {least} to {most} characters"),
@@ -165,12 +152,7 @@ fn text(schema: &Value) -> String {
 
 fn table(schema: &Value) -> String {
     let names = |list: &Value| -> Vec<String> {
-        list.as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .map(str::to_owned)
-            .collect()
+        list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     };
     match schema.get("required").map(names) {
         Some(required) if !required.is_empty() => {

@@ -51,29 +51,14 @@ pub struct Leaf {
 impl Document {
     /// A document without any value; problems of what is missing name `name`.
     pub fn empty(name: &str) -> Self {
-        let origin = Origin {
-            name: name.into(),
-            line: None,
-        };
-        Self {
-            at: Path::default(),
-            root: Node {
-                origin,
-                kind: Kind::Table(BTreeMap::new()),
-            },
-        }
+        let origin = Origin { name: name.into(), line: None };
+        Self { at: Path::default(), root: Node { origin, kind: Kind::Table(BTreeMap::new()) } }
     }
 
     /// The document of one value; `name` is its origin.
     pub fn of(name: &str, value: Value) -> Self {
-        let origin = Origin {
-            name: name.into(),
-            line: None,
-        };
-        Self {
-            at: Path::default(),
-            root: Node::of(value, &origin),
-        }
+        let origin = Origin { name: name.into(), line: None };
+        Self { at: Path::default(), root: Node::of(value, &origin) }
     }
 
     /// Reads TOML; `name` is the file's name in problems.
@@ -81,19 +66,13 @@ impl Document {
     /// # Errors
     /// Every syntax error, with its line.
     pub fn parse(name: &str, text: &str) -> Result<Self, Problems> {
-        Ok(Self {
-            at: Path::default(),
-            root: parse::parse(name, text)?,
-        })
+        Ok(Self { at: Path::default(), root: parse::parse(name, text)? })
     }
 
     /// This document over `base`: tables merge, anything else of `base` is replaced. Each value keeps its origin.
     #[must_use]
     pub fn merged_over(self, base: Self) -> Self {
-        Self {
-            at: self.at,
-            root: self.root.over(base.root),
-        }
+        Self { at: self.at, root: self.root.over(base.root) }
     }
 
     /// Sets one value from `origin`, an environment variable or a flag. Missing tables are made; an index must
@@ -102,22 +81,12 @@ impl Document {
     /// # Errors
     /// When the path can't be read, or leads through something that is not a table.
     pub fn set(&mut self, path: &str, value: Value, origin: &str) -> Result<(), Problem> {
-        let origin = Origin {
-            name: origin.into(),
-            line: None,
-        };
+        let origin = Origin { name: origin.into(), line: None };
         let refused = |why: &str| Problem::new(origin.clone(), path.to_owned(), why);
-        let steps = Path::parse(path)
-            .filter(|path| !path.0.is_empty())
-            .ok_or_else(|| {
-                refused(
-                    "not a field: write it like `worker.concurrency` or `providers.restb.limits[0].calls`",
-                )
-            })?;
-        let node = steps
-            .0
-            .iter()
-            .try_fold(&mut self.root, |node, step| node.enter(step, &origin));
+        let steps = Path::parse(path).filter(|path| !path.0.is_empty()).ok_or_else(|| {
+            refused("not a field: write it like `worker.concurrency` or `providers.restb.limits[0].calls`")
+        })?;
+        let node = steps.0.iter().try_fold(&mut self.root, |node, step| node.enter(step, &origin));
         let node =
             node.ok_or_else(|| refused("there is no such place: a part of it is not a table or no element"))?;
         *node = Node::of(value, &origin);
@@ -127,15 +96,8 @@ impl Document {
     /// The table or value at `path`, as a document of its own whose problems keep their whole path.
     pub fn subtable(&self, path: &str) -> Option<Self> {
         let path = Path::parse(path)?;
-        let root = path
-            .0
-            .iter()
-            .try_fold(&self.root, |node, step| node.child(step))?
-            .clone();
-        Some(Self {
-            at: self.at.join(&path),
-            root,
-        })
+        let root = path.0.iter().try_fold(&self.root, |node, step| node.child(step))?.clone();
+        Some(Self { at: self.at.join(&path), root })
     }
 
     /// The keys of the root, sorted.
@@ -214,10 +176,7 @@ impl Node {
             }
             scalar => Kind::Scalar(scalar),
         };
-        Self {
-            origin: origin.clone(),
-            kind,
-        }
+        Self { origin: origin.clone(), kind }
     }
 
     fn over(self, base: Self) -> Self {
@@ -234,10 +193,7 @@ impl Node {
             }
             (kind, _) => kind,
         };
-        Self {
-            origin: self.origin,
-            kind,
-        }
+        Self { origin: self.origin, kind }
     }
 
     fn child(&self, step: &Step) -> Option<&Self> {
@@ -250,10 +206,11 @@ impl Node {
 
     fn enter(&mut self, step: &Step, origin: &Origin) -> Option<&mut Self> {
         match (&mut self.kind, step) {
-            (Kind::Table(table), Step::Key(key)) => Some(table.entry(key.clone()).or_insert_with(|| Self {
-                origin: origin.clone(),
-                kind: Kind::Table(BTreeMap::new()),
-            })),
+            (Kind::Table(table), Step::Key(key)) => Some(
+                table
+                    .entry(key.clone())
+                    .or_insert_with(|| Self { origin: origin.clone(), kind: Kind::Table(BTreeMap::new()) }),
+            ),
             (Kind::Array(array), Step::Index(index)) => array.get_mut(*index),
             _ => None,
         }
@@ -264,18 +221,13 @@ impl Node {
             Kind::Null => Value::Null,
             Kind::Scalar(value) => value.clone(),
             Kind::Array(array) => array.iter().map(Self::to_value).collect(),
-            Kind::Table(table) => table
-                .iter()
-                .map(|(key, node)| (key.clone(), node.to_value()))
-                .collect(),
+            Kind::Table(table) => table.iter().map(|(key, node)| (key.clone(), node.to_value())).collect(),
         }
     }
 
     fn leaves(&self, path: &Path, found: &mut Vec<Leaf>) {
         match &self.kind {
-            Kind::Table(table) => table
-                .iter()
-                .for_each(|(key, node)| node.leaves(&path.key(key), found)),
+            Kind::Table(table) => table.iter().for_each(|(key, node)| node.leaves(&path.key(key), found)),
             // An array of tables is no leaf: a secret may stand in one.
             Kind::Array(array) if array.iter().any(|node| matches!(node.kind, Kind::Table(_))) => {
                 for (index, node) in array.iter().enumerate() {

@@ -19,11 +19,7 @@ const MAX_BYTES: usize = 4 << 20;
 
 /// The tree of `text`, or all its syntax errors.
 pub(super) fn parse(name: &str, text: &str) -> Result<Node, Problems> {
-    let mut reader = Reader {
-        name: name.into(),
-        lines: line_starts(text),
-        problems: Problems::default(),
-    };
+    let mut reader = Reader { name: name.into(), lines: line_starts(text), problems: Problems::default() };
     if text.len() > MAX_BYTES {
         return Err(Problem::of(
             name,
@@ -35,17 +31,12 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Node, Problems> {
     for error in errors {
         // Only the message: the library's whole text quotes the line, and a secret may stand in it.
         let origin = reader.origin(error.span().map_or(0, |span| span.start));
-        reader
-            .problems
-            .push(Problem::new(origin, String::new(), error.message()));
+        reader.problems.push(Problem::new(origin, String::new(), error.message()));
     }
     if !reader.problems.is_empty() {
         return Err(reader.problems);
     }
-    let origin = Origin {
-        name: reader.name.clone(),
-        line: None,
-    };
+    let origin = Origin { name: reader.name.clone(), line: None };
     let kind = reader.table(table.into_inner(), &Path::default());
     reader.problems.or(Node { origin, kind })
 }
@@ -57,18 +48,13 @@ struct Reader {
 }
 
 fn line_starts(text: &str) -> Vec<usize> {
-    std::iter::once(0)
-        .chain(text.match_indices('\n').map(|(at, _)| at + 1))
-        .collect()
+    std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect()
 }
 
 impl Reader {
     fn origin(&self, offset: usize) -> Origin {
         let line = self.lines.partition_point(|start| *start <= offset);
-        Origin {
-            name: self.name.clone(),
-            line: Some(line),
-        }
+        Origin { name: self.name.clone(), line: Some(line) }
     }
 
     fn table(&mut self, table: DeTable<'_>, path: &Path) -> Kind {
@@ -100,23 +86,19 @@ impl Reader {
                 Some(number) => Kind::Scalar(number.into()),
                 None => self.refuse(path, origin, "the number is out of range: give -2^63 to 2^63 - 1"),
             },
-            DeValue::Float(float) => match float
-                .as_str()
-                .parse::<f64>()
-                .ok()
-                .and_then(serde_json::Number::from_f64)
-            {
-                Some(number) => Kind::Scalar(Value::Number(number)),
-                None => self.refuse(path, origin, "not a finite number: give one with digits"),
-            },
+            DeValue::Float(float) => {
+                match float.as_str().parse::<f64>().ok().and_then(serde_json::Number::from_f64) {
+                    Some(number) => Kind::Scalar(Value::Number(number)),
+                    None => self.refuse(path, origin, "not a finite number: give one with digits"),
+                }
+            }
             DeValue::Array(array) => self.array(array, path),
             DeValue::Table(table) => self.table(table, path),
         }
     }
 
     fn refuse(&mut self, path: &Path, origin: &Origin, message: &str) -> Kind {
-        self.problems
-            .push(Problem::new(origin.clone(), path.to_string(), message));
+        self.problems.push(Problem::new(origin.clone(), path.to_string(), message));
         Kind::Null
     }
 }

@@ -26,11 +26,7 @@ impl Path {
                     (Step::Index(index.parse().ok()?), after)
                 }
                 None => {
-                    let rest = if steps.is_empty() {
-                        rest
-                    } else {
-                        rest.strip_prefix('.')?
-                    };
+                    let rest = if steps.is_empty() { rest } else { rest.strip_prefix('.')? };
                     key(rest)?
                 }
             };

@@ -36,23 +36,12 @@ fn as_text<S: Serializer>(origin: &Origin, serializer: S) -> Result<S::Ok, S::Er
 
 impl Problem {
     pub(super) fn new(origin: Origin, field: String, message: impl Into<String>) -> Self {
-        Self {
-            origin,
-            field,
-            message: message.into(),
-        }
+        Self { origin, field, message: message.into() }
     }
 
     /// A problem of something that is in no document: an environment variable, a flag.
     pub fn of(origin: &str, message: impl Into<String>) -> Self {
-        Self::new(
-            Origin {
-                name: origin.into(),
-                line: None,
-            },
-            String::new(),
-            message,
-        )
+        Self::new(Origin { name: origin.into(), line: None }, String::new(), message)
     }
 
     /// The dotted field; empty when the whole document is meant.

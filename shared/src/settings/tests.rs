@@ -121,14 +121,8 @@ fn a_wrong_kind_of_table_names_the_kinds() {
             "auth.kind = 'heder'",
             "auth.kind: found the text `heder`: give `none`, `query` or `header` (did you mean `header`?)",
         ),
-        (
-            "auth = {}",
-            "auth.kind: missing: give `none`, `query` or `header`",
-        ),
-        (
-            "auth = 3",
-            "auth: found 3: give a table with `kind`, `none`, `query` or `header`",
-        ),
+        ("auth = {}", "auth.kind: missing: give `none`, `query` or `header`"),
+        ("auth = 3", "auth: found 3: give a table with `kind`, `none`, `query` or `header`"),
         (
             "pace = 'of'",
             "pace: found the text `of`: give `off`, a table with `fixed` or a table with `jitter` (did you mean `off`?)",
@@ -142,10 +136,7 @@ fn a_wrong_kind_of_table_names_the_kinds() {
             "pace: found a table: give `off`, a table with `fixed` or a table with `jitter`",
         ),
     ] {
-        assert_eq!(
-            lines(&format!("{endpoint}{text}")),
-            [format!("p.toml:2: {expected}")]
-        );
+        assert_eq!(lines(&format!("{endpoint}{text}")), [format!("p.toml:2: {expected}")]);
     }
 }
 
@@ -171,20 +162,12 @@ fn syntax_errors_have_their_lines_and_do_not_quote_the_file() {
 
 #[test]
 fn a_problem_names_the_document_that_its_value_came_from() {
-    let preset = Document::parse(
-        "preset restb",
-        "endpoint = 3\n[[limits]]\nname = 'rate'\ncalls = 4\n",
-    )
-    .unwrap();
-    let user = Document::parse(
-        "pixfleet.toml",
-        "[providers.restb]\nattempts = 'many'\ncost = 'per_model'\n",
-    )
-    .unwrap();
-    let mut merged = user.subtable("providers.restb").unwrap().merged_over(preset);
-    merged
-        .set("limits[0].calls", json!("x"), "PIXFLEET_CALLS")
+    let preset =
+        Document::parse("preset restb", "endpoint = 3\n[[limits]]\nname = 'rate'\ncalls = 4\n").unwrap();
+    let user = Document::parse("pixfleet.toml", "[providers.restb]\nattempts = 'many'\ncost = 'per_model'\n")
         .unwrap();
+    let mut merged = user.subtable("providers.restb").unwrap().merged_over(preset);
+    merged.set("limits[0].calls", json!("x"), "PIXFLEET_CALLS").unwrap();
     let problems = merged.read::<Provider>().unwrap_err().to_string();
     let starts = [
         "PIXFLEET_CALLS: providers.restb.limits[0].calls: ",
@@ -207,10 +190,7 @@ fn merging_joins_tables_and_replaces_everything_else() {
     let base = Document::parse("base", "list = [1, 2]\n[t]\na = 1\nb = 2\n[t.deep]\nx = 1").unwrap();
     let over = Document::parse("over", "list = [3]\n[t]\nb = 3\n[t.deep]\ny = 2").unwrap();
     let merged = over.merged_over(base).to_value();
-    assert_eq!(
-        merged,
-        json!({"list": [3], "t": {"a": 1, "b": 3, "deep": {"x": 1, "y": 2}}})
-    );
+    assert_eq!(merged, json!({"list": [3], "t": {"a": 1, "b": 3, "deep": {"x": 1, "y": 2}}}));
 }
 
 #[test]

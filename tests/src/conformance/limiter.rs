@@ -13,15 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A limit of `calls` a second under the sliding judge.
 pub fn limit(name: &str, calls: u32, unit: Unit, burst: u32) -> Limit {
-    Limit {
-        name: name.to_owned(),
-        calls,
-        per_ms: 1000,
-        judge: Judge::Sliding,
-        unit,
-        burst,
-        jitter_ms: 8.0,
-    }
+    Limit { name: name.to_owned(), calls, per_ms: 1000, judge: Judge::Sliding, unit, burst, jitter_ms: 8.0 }
 }
 
 /// A stack of one limit of `calls` a second.
@@ -31,10 +23,7 @@ pub fn per_second(name: &str, calls: u32) -> Stack {
 
 /// A stack of these limits.
 pub fn stack(name: &str, limits: Vec<Limit>) -> Stack {
-    Stack {
-        name: name.to_owned(),
-        limits,
-    }
+    Stack { name: name.to_owned(), limits }
 }
 
 /// Slots for the first of `calls`, waiting for the limiter as a worker does, through whatever befalls its server.
@@ -71,11 +60,7 @@ pub async fn greedy(fleet: &[&dyn RateLimiter], stack: &Stack, models: u32, call
 
 /// Fails when more than `n` of `moments` (in order) are in any one second.
 pub fn assert_never_above(n: usize, moments: &[Instant]) {
-    assert!(
-        moments.len() > n,
-        "{} moments can't break a limit of {n}",
-        moments.len()
-    );
+    assert!(moments.len() > n, "{} moments can't break a limit of {n}", moments.len());
     for window in moments.windows(n + 1) {
         let span = window[n] - window[0];
         assert!(span >= Duration::from_secs(1), "{} calls within {span:?}", n + 1);
@@ -94,10 +79,7 @@ pub async fn no_window_holds_more_than_its_calls(test: &str, fleet: &[&dyn RateL
 
 /// A call takes from a limit on models what it has of them, and from one on calls one.
 pub async fn a_call_takes_its_models_from_a_limit_on_models(test: &str, fleet: &[&dyn RateLimiter]) {
-    let limits = vec![
-        limit("models", 24, Unit::Model, 6),
-        limit("calls", 10, Unit::Call, 1),
-    ];
+    let limits = vec![limit("models", 24, Unit::Model, 6), limit("calls", 10, Unit::Call, 1)];
     let stack = stack(&format!("{test}.models"), limits);
     let moments = greedy(fleet, &stack, 6, 12).await;
     assert_never_above(4, &moments);
@@ -114,21 +96,14 @@ pub async fn slots_come_in_order_and_soon(test: &str, client: &dyn RateLimiter) 
     assert!((1..=3).contains(&booked.len()));
     assert!(booked.is_sorted_by(|one, next| one.at < next.at), "{booked:?}");
     assert!(booked.iter().all(|slot| slot.at > before));
-    assert!(
-        booked
-            .iter()
-            .all(|slot| slot.at <= after + Duration::from_millis(1_100))
-    );
+    assert!(booked.iter().all(|slot| slot.at <= after + Duration::from_millis(1_100)));
 }
 
 /// A stack without limits lets every call go.
 pub async fn a_stack_without_limits_lets_every_call_go(test: &str, client: &dyn RateLimiter) {
     let free = stack(&format!("{test}.free"), Vec::new());
     let booked = client.reserve(&free, &[1, 1, 1]).await;
-    assert!(
-        matches!(&booked, Ok(Reservation::Slots(slots)) if slots.len() == 3),
-        "{booked:?}"
-    );
+    assert!(matches!(&booked, Ok(Reservation::Slots(slots)) if slots.len() == 3), "{booked:?}");
 }
 
 /// A hold-off that one client calls for is known to every other without its asking, and nobody books before its end.
@@ -138,39 +113,24 @@ pub async fn a_hold_off_reaches_every_client(test: &str, fleet: &[&dyn RateLimit
         slots(*client, &stack, &[1]).await;
         assert_eq!(client.held_until(&stack), None);
     }
-    fleet[0]
-        .hold_off(&stack, Duration::from_secs(60))
-        .await
-        .expect("a hold-off");
+    fleet[0].hold_off(&stack, Duration::from_secs(60)).await.expect("a hold-off");
     for client in fleet {
         assert!(left(held(*client, &stack).await) > 30);
         let answer = client.reserve(&stack, &[1]).await;
-        assert!(
-            matches!(&answer, Ok(Reservation::ComeBack(at)) if left(*at) > 30),
-            "{answer:?}"
-        );
+        assert!(matches!(&answer, Ok(Reservation::ComeBack(at)) if left(*at) > 30), "{answer:?}");
     }
 }
 
 /// A shorter hold-off, from whichever client, never ends a longer one.
 pub async fn a_shorter_hold_off_never_ends_a_longer_one(test: &str, fleet: &[&dyn RateLimiter]) {
     let stack = per_second(&format!("{test}.longer"), 50);
-    fleet[0]
-        .hold_off(&stack, Duration::from_secs(60))
-        .await
-        .expect("a hold-off");
+    fleet[0].hold_off(&stack, Duration::from_secs(60)).await.expect("a hold-off");
     for client in fleet {
-        client
-            .hold_off(&stack, Duration::from_millis(1))
-            .await
-            .expect("a hold-off");
+        client.hold_off(&stack, Duration::from_millis(1)).await.expect("a hold-off");
     }
     for client in fleet {
         let answer = client.reserve(&stack, &[1]).await;
-        assert!(
-            matches!(&answer, Ok(Reservation::ComeBack(at)) if left(*at) > 30),
-            "{answer:?}"
-        );
+        assert!(matches!(&answer, Ok(Reservation::ComeBack(at)) if left(*at) > 30), "{answer:?}");
         assert!(left(held(*client, &stack).await) > 30);
     }
 }
@@ -179,10 +139,7 @@ pub async fn a_shorter_hold_off_never_ends_a_longer_one(test: &str, fleet: &[&dy
 pub async fn work_goes_on_when_a_hold_off_is_over(test: &str, client: &dyn RateLimiter) {
     let stack = per_second(&format!("{test}.over"), 50);
     let called = Instant::now();
-    client
-        .hold_off(&stack, Duration::from_millis(300))
-        .await
-        .expect("a hold-off");
+    client.hold_off(&stack, Duration::from_millis(300)).await.expect("a hold-off");
     let booked = slots(client, &stack, &[1]).await;
     // The clocks' mapping is good to half a round trip.
     assert!(booked[0].at >= called + Duration::from_millis(290));
@@ -193,10 +150,7 @@ pub async fn stacks_are_independent(test: &str, client: &dyn RateLimiter) {
     let held = per_second(&format!("{test}.one"), 1);
     let other = per_second(&format!("{test}.other"), 50);
     slots(client, &held, &[1]).await;
-    client
-        .hold_off(&held, Duration::from_secs(60))
-        .await
-        .expect("a hold-off");
+    client.hold_off(&held, Duration::from_secs(60)).await.expect("a hold-off");
     let booked = slots(client, &other, &[1]).await;
     assert!(left(booked[0].at) < 5);
     assert_eq!(client.held_until(&other), None);
@@ -206,16 +160,9 @@ pub async fn stacks_are_independent(test: &str, client: &dyn RateLimiter) {
 pub async fn what_can_never_be_granted_is_refused(test: &str, client: &dyn RateLimiter) {
     let name = format!("{test}.impossible");
     let none = per_second(&name, 0);
-    let twice = stack(
-        &name,
-        vec![limit("rate", 1, Unit::Call, 1), limit("rate", 2, Unit::Call, 1)],
-    );
+    let twice = stack(&name, vec![limit("rate", 1, Unit::Call, 1), limit("rate", 2, Unit::Call, 1)]);
     let heavy = stack(&name, vec![limit("models", 10, Unit::Model, 5)]);
-    for (stack, models, word) in [
-        (none, 1, "0 calls"),
-        (twice, 1, "two limits"),
-        (heavy, 6, "6 models"),
-    ] {
+    for (stack, models, word) in [(none, 1, "0 calls"), (twice, 1, "two limits"), (heavy, 6, "6 models")] {
         match client.reserve(&stack, &[models]).await {
             Err(error @ LimiterError::Impossible { .. }) => {
                 let text = error.to_string();

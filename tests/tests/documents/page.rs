@@ -67,11 +67,7 @@ impl Page {
                 inside = !inside;
                 if inside {
                     let language = language.trim().to_owned();
-                    fences.push(Fence {
-                        language,
-                        line: number + 2,
-                        text: String::new(),
-                    });
+                    fences.push(Fence { language, line: number + 2, text: String::new() });
                 }
             } else if let (true, Some(fence)) = (inside, fences.last_mut()) {
                 fence.text += &format!("{line}\n");
@@ -98,11 +94,7 @@ impl Page {
     /// Inline code, with its line.
     pub(crate) fn inline(&self) -> Vec<(usize, String)> {
         let codes = |(number, line): (usize, &str)| -> Vec<(usize, String)> {
-            line.split('`')
-                .skip(1)
-                .step_by(2)
-                .map(|code| (number, code.to_owned()))
-                .collect()
+            line.split('`').skip(1).step_by(2).map(|code| (number, code.to_owned())).collect()
         };
         self.prose().into_iter().flat_map(codes).collect()
     }
@@ -130,15 +122,8 @@ impl Page {
         let headings = self.prose().into_iter().filter(|(_, line)| line.starts_with('#'));
         let slug = |heading: &str| -> String {
             let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
-            heading
-                .to_lowercase()
-                .chars()
-                .filter(kept)
-                .map(|c| if c == ' ' { '-' } else { c })
-                .collect()
+            heading.to_lowercase().chars().filter(kept).map(|c| if c == ' ' { '-' } else { c }).collect()
         };
-        headings
-            .map(|(_, line)| slug(line.trim_start_matches('#').trim()))
-            .collect()
+        headings.map(|(_, line)| slug(line.trim_start_matches('#').trim())).collect()
     }
 }

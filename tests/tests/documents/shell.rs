@@ -30,11 +30,8 @@ pub(crate) fn commands(script: &str) -> Vec<Vec<String>> {
                     (word, begun) = (String::new(), false);
                     match c {
                         '<' if characters.peek() == Some(&'<') => {
-                            let rest: String = characters
-                                .by_ref()
-                                .skip(1)
-                                .take_while(|c| !c.is_whitespace())
-                                .collect();
+                            let rest: String =
+                                characters.by_ref().skip(1).take_while(|c| !c.is_whitespace()).collect();
                             end = Some(rest.trim_matches(['\'', '"', '-']).to_owned());
                         }
                         '<' | '>' => target = true,
@@ -60,11 +57,7 @@ pub(crate) fn arguments(command: &[String]) -> Option<Vec<String>> {
     let skipped = |word: &&String| matches!(word.as_str(), "exec" | "time" | "sudo") || is_assignment(word);
     let command: Vec<String> = command.iter().skip_while(skipped).cloned().collect();
     let (first, rest) = command.split_first()?;
-    let after = |mark: &str| {
-        rest.iter()
-            .position(|word| word == mark)
-            .map(|at| rest[at + 1..].to_vec())
-    };
+    let after = |mark: &str| rest.iter().position(|word| word == mark).map(|at| rest[at + 1..].to_vec());
     match first.as_str() {
         "eval" => commands(rest.first()?.strip_prefix("$(")?.strip_suffix(')')?)
             .iter()
@@ -80,9 +73,6 @@ pub(crate) fn arguments(command: &[String]) -> Option<Vec<String>> {
 fn is_assignment(word: &str) -> bool {
     let name = word.split_once('=').map(|(name, _)| name);
     name.is_some_and(|name| {
-        !name.is_empty()
-            && name
-                .chars()
-                .all(|c| c.is_ascii_uppercase() || c == '_' || c.is_ascii_digit())
+        !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_' || c.is_ascii_digit())
     })
 }

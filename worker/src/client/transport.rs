@@ -52,16 +52,8 @@ impl Transport {
                 faults.push((field, why.to_owned()));
             }
         };
-        demand(
-            (1..=600_000).contains(&self.connect_ms),
-            "http.connect_ms",
-            "give 1 to 600000",
-        );
-        demand(
-            (1..=3_600_000).contains(&self.read_ms),
-            "http.read_ms",
-            "give 1 to 3600000",
-        );
+        demand((1..=600_000).contains(&self.connect_ms), "http.connect_ms", "give 1 to 600000");
+        demand((1..=3_600_000).contains(&self.read_ms), "http.read_ms", "give 1 to 3600000");
         // Below the time to connect, a call that never left could not be told from one that did.
         demand(
             self.total_ms > self.connect_ms && self.total_ms <= 3_600_000,
@@ -69,19 +61,11 @@ impl Transport {
             "give more than http.connect_ms, and at most 3600000",
         );
         let sizes = 1024..=256 * 1024 * 1024;
-        demand(
-            sizes.contains(&self.max_response_bytes),
-            "http.max_response_bytes",
-            "give 1024 to 268435456",
-        );
+        demand(sizes.contains(&self.max_response_bytes), "http.max_response_bytes", "give 1024 to 268435456");
         demand((1..=3600).contains(&self.idle_s), "http.idle_s", "give 1 to 3600");
         demand(self.max_age_s >= 1, "http.max_age_s", "give 1 or more");
         let proxy = self.proxy.as_deref().is_none_or(is_proxy);
-        demand(
-            proxy,
-            "http.proxy",
-            "give an http or https URL without a name and a password",
-        );
+        demand(proxy, "http.proxy", "give an http or https URL without a name and a password");
         faults
     }
 }

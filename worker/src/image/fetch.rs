@@ -32,10 +32,7 @@ impl Fetcher {
             .pool_idle_timeout(Duration::from_secs(30))
             .dns_resolver(GuardedResolver(Arc::clone(&guard)))
             .build()
-            .map_err(|error| BadConfig {
-                field: "connect_ms",
-                why: client::causes(&error),
-            })?;
+            .map_err(|error| BadConfig { field: "connect_ms", why: client::causes(&error) })?;
         Ok(Self {
             client,
             guard,
@@ -52,12 +49,8 @@ impl Fetcher {
     pub(super) async fn fetch(&self, url: Url) -> Result<Bytes, ImageError> {
         let host = url.host_str().unwrap_or_default().to_owned();
         let fetched = tokio::time::timeout(self.total, self.follow(url)).await;
-        let fetched = fetched.unwrap_or_else(|_| {
-            Err(ImageError::Transient(format!(
-                "no picture within {:?}",
-                self.total
-            )))
-        });
+        let fetched = fetched
+            .unwrap_or_else(|_| Err(ImageError::Transient(format!("no picture within {:?}", self.total))));
         fetched.map_err(|error| match error {
             ImageError::Rejected(why) => ImageError::Rejected(format!("picture at {host}: {why}")),
             ImageError::Transient(why) => ImageError::Transient(format!("picture at {host}: {why}")),
@@ -66,9 +59,7 @@ impl Fetcher {
 
     async fn follow(&self, mut url: Url) -> Result<Bytes, ImageError> {
         for _ in 0..=self.max_redirects {
-            self.guard
-                .check_url(&url)
-                .map_err(|refused| ImageError::Rejected(refused.to_string()))?;
+            self.guard.check_url(&url).map_err(|refused| ImageError::Rejected(refused.to_string()))?;
             let request = self.client.get(url.clone()).header(ACCEPT, "image/*,*/*;q=0.5");
             let response = request.send().await.map_err(failed)?;
             let status = response.status();
@@ -78,10 +69,7 @@ impl Fetcher {
             if !status.is_redirection() {
                 return Err(refused_status(status.as_u16()));
             }
-            let next = response
-                .headers()
-                .get(LOCATION)
-                .and_then(|to| url.join(to.to_str().ok()?).ok());
+            let next = response.headers().get(LOCATION).and_then(|to| url.join(to.to_str().ok()?).ok());
             url = next.ok_or_else(|| ImageError::Rejected(format!("status {status} leads nowhere")))?;
         }
         Err(ImageError::Rejected(format!(
@@ -130,19 +118,13 @@ mod tests {
     use crate::client::tests::{Said, Server, ok, serve, with};
 
     fn fetcher(change: impl FnOnce(&mut Config)) -> Fetcher {
-        let mut config = Config {
-            allow_private: true,
-            ports: vec![],
-            ..Config::default()
-        };
+        let mut config = Config { allow_private: true, ports: vec![], ..Config::default() };
         change(&mut config);
         Fetcher::new(&config).unwrap()
     }
 
     async fn fetch(fetcher: &Fetcher, server: &Server, path: &str) -> Result<Bytes, ImageError> {
-        fetcher
-            .fetch(format!("{}{path}", server.url).parse().unwrap())
-            .await
+        fetcher.fetch(format!("{}{path}", server.url).parse().unwrap()).await
     }
 
     #[tokio::test]
@@ -154,13 +136,8 @@ mod tests {
         })
         .await;
         assert_eq!(fetch(&fetcher(|_| ()), &server, "/a").await.unwrap(), "picture");
-        let why = fetch(&fetcher(|config| config.max_redirects = 1), &server, "/a")
-            .await
-            .unwrap_err();
-        assert!(
-            !why.is_transient() && why.to_string().contains("more than 1 redirects"),
-            "{why}"
-        );
+        let why = fetch(&fetcher(|config| config.max_redirects = 1), &server, "/a").await.unwrap_err();
+        assert!(!why.is_transient() && why.to_string().contains("more than 1 redirects"), "{why}");
     }
 
     #[tokio::test]
@@ -173,10 +150,7 @@ mod tests {
         ] {
             let server = serve(move |_| with("302 Found", &format!("location: {to}\r\n"), b"")).await;
             let why = fetch(&fetcher(|_| ()), &server, "/").await.unwrap_err();
-            assert!(
-                !why.is_transient() && why.to_string().contains("refused"),
-                "{to}: {why}"
-            );
+            assert!(!why.is_transient() && why.to_string().contains("refused"), "{to}: {why}");
         }
     }
 
@@ -187,10 +161,7 @@ mod tests {
         let by_name = server.url.replace("127.0.0.1", "localhost");
         for url in [server.url.clone(), by_name] {
             let why = guarded.fetch(url.parse().unwrap()).await.unwrap_err();
-            assert!(
-                !why.is_transient() && why.to_string().contains("loopback"),
-                "{url}: {why}"
-            );
+            assert!(!why.is_transient() && why.to_string().contains("loopback"), "{url}: {why}");
         }
         assert_eq!(server.connections.load(std::sync::atomic::Ordering::SeqCst), 0);
     }
@@ -212,9 +183,7 @@ mod tests {
             (503, true),
             (304, false),
         ] {
-            let why = fetch(&fetcher(|_| ()), &server, &format!("/{status}"))
-                .await
-                .unwrap_err();
+            let why = fetch(&fetcher(|_| ()), &server, &format!("/{status}")).await.unwrap_err();
             assert_eq!(why.is_transient(), transient, "{status}: {why}");
         }
         let empty = fetch(&fetcher(|_| ()), &server, "/200").await.unwrap_err();
@@ -223,35 +192,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_fetch_is_bounded_in_bytes_and_in_time() {
-        let server = serve(|head| {
-            if head.contains("/big") {
-                ok(&[0; 2000])
-            } else {
-                Said(vec![], true)
-            }
-        })
-        .await;
+        let server =
+            serve(|head| if head.contains("/big") { ok(&[0; 2000]) } else { Said(vec![], true) }).await;
         let fetcher = fetcher(|config| (config.max_bytes, config.total_ms) = (1000, 200));
         let big = fetch(&fetcher, &server, "/big").await.unwrap_err();
-        assert!(
-            !big.is_transient() && big.to_string().contains("1000 bytes"),
-            "{big}"
-        );
-        assert!(
-            fetch(&fetcher, &server, "/silent")
-                .await
-                .unwrap_err()
-                .is_transient()
-        );
+        assert!(!big.is_transient() && big.to_string().contains("1000 bytes"), "{big}");
+        assert!(fetch(&fetcher, &server, "/silent").await.unwrap_err().is_transient());
     }
 
     #[tokio::test]
     async fn an_error_names_the_host_and_not_the_query() {
         let server = serve(|_| with("404 Not Found", "", b"")).await;
-        let why = fetch(&fetcher(|_| ()), &server, "/a.jpg?X-Signature=s3cret")
-            .await
-            .unwrap_err()
-            .to_string();
+        let why =
+            fetch(&fetcher(|_| ()), &server, "/a.jpg?X-Signature=s3cret").await.unwrap_err().to_string();
         assert!(why.contains("127.0.0.1") && !why.contains("s3cret"), "{why}");
     }
 }

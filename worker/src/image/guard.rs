@@ -53,9 +53,7 @@ const LOOPBACK: &str = "loopback";
 impl Guard {
     pub(super) fn new(config: &Config) -> Result<Self, BadConfig> {
         let net = |text: &String| {
-            let net = text
-                .parse::<IpNet>()
-                .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+            let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
             net.map_err(|_| BadConfig {
                 field: "allow",
                 why: format!("`{text}` is no network: write it like 10.1.0.0/16"),
@@ -103,19 +101,14 @@ impl Guard {
         match why {
             None => Ok(()),
             Some(PRIVATE | LOOPBACK) if self.allow_private => Ok(()),
-            Some(why) => Err(Refused(format!(
-                "address {ip} is refused: {why} (worker.fetch.allow)"
-            ))),
+            Some(why) => Err(Refused(format!("address {ip} is refused: {why} (worker.fetch.allow)"))),
         }
     }
 }
 
 fn refused_v4(ip: Ipv4Addr) -> Option<&'static str> {
     let in_net = |net: &str| net.parse::<ipnet::Ipv4Net>().is_ok_and(|net| net.contains(&ip));
-    REFUSED_V4
-        .iter()
-        .find(|(net, _)| in_net(net))
-        .map(|(_, why)| *why)
+    REFUSED_V4.iter().find(|(net, _)| in_net(net)).map(|(_, why)| *why)
 }
 
 fn refused_v6(ip: Ipv6Addr) -> Option<&'static str> {
@@ -249,27 +242,19 @@ mod tests {
         ] {
             assert!(judged(&default, url).is_err(), "{url}");
         }
-        let any = guard(Config {
-            ports: vec![],
-            ..Config::default()
-        });
+        let any = guard(Config { ports: vec![], ..Config::default() });
         assert_eq!(judged(&any, "http://93.184.216.34:8443/"), Ok(()));
     }
 
     #[test]
     fn private_networks_may_be_allowed_and_link_local_only_by_name() {
-        let private = guard(Config {
-            allow_private: true,
-            ..Config::default()
-        });
+        let private = guard(Config { allow_private: true, ..Config::default() });
         for host in ["127.0.0.1", "10.0.0.9", "[::1]", "[fd00::1]"] {
             assert_eq!(judged(&private, &format!("http://{host}/")), Ok(()), "{host}");
         }
         assert!(judged(&private, "http://169.254.169.254/latest/meta-data").is_err());
-        let some = guard(Config {
-            allow: vec!["10.1.0.0/16".into(), "169.254.7.7".into()],
-            ..Config::default()
-        });
+        let some =
+            guard(Config { allow: vec!["10.1.0.0/16".into(), "169.254.7.7".into()], ..Config::default() });
         assert_eq!(judged(&some, "http://10.1.2.3/"), Ok(()));
         assert_eq!(judged(&some, "http://[::ffff:10.1.2.3]/"), Ok(()));
         assert_eq!(judged(&some, "http://169.254.7.7/"), Ok(()));
@@ -278,34 +263,16 @@ mod tests {
 
     #[test]
     fn a_network_that_is_none_is_a_bad_setting() {
-        let bad = Guard::new(&Config {
-            allow: vec!["10.0.0.0/99".into()],
-            ..Config::default()
-        })
-        .unwrap_err();
+        let bad = Guard::new(&Config { allow: vec!["10.0.0.0/99".into()], ..Config::default() }).unwrap_err();
         assert!(bad.to_string().starts_with("worker.fetch.allow: `10.0.0.0/99`"));
     }
 
     #[tokio::test]
     async fn a_name_that_leads_inside_has_no_address() {
         let resolver = |config| GuardedResolver(Arc::new(guard(config)));
-        let refused = resolver(Config::default())
-            .resolve("localhost".parse().unwrap())
-            .await
-            .err()
-            .unwrap();
+        let refused = resolver(Config::default()).resolve("localhost".parse().unwrap()).await.err().unwrap();
         assert!(refused.downcast_ref::<Refused>().is_some());
-        let private = resolver(Config {
-            allow_private: true,
-            ..Config::default()
-        });
-        assert!(
-            private
-                .resolve("localhost".parse().unwrap())
-                .await
-                .unwrap()
-                .next()
-                .is_some()
-        );
+        let private = resolver(Config { allow_private: true, ..Config::default() });
+        assert!(private.resolve("localhost".parse().unwrap()).await.unwrap().next().is_some());
     }
 }

@@ -163,10 +163,7 @@ impl Images {
             ("total_ms", config.total_ms),
         ];
         if let Some((field, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
-            return Err(BadConfig {
-                field,
-                why: "give 1 or more".into(),
-            });
+            return Err(BadConfig { field, why: "give 1 or more".into() });
         }
         Ok(Self {
             fetcher: fetch::Fetcher::new(config)?,
@@ -186,11 +183,7 @@ impl Images {
                 let parsed = web_url(url, source)?;
                 match wanted {
                     Wanted { url: true, .. } => return Ok(Prepared::Url(url.clone())),
-                    Wanted {
-                        bytes: true,
-                        fetch: true,
-                        ..
-                    } => self.fetcher.fetch(parsed).await?,
+                    Wanted { bytes: true, fetch: true, .. } => self.fetcher.fetch(parsed).await?,
                     _ => {
                         return Err(ImageError::Rejected(
                             "the provider does not take pictures by URL, and `fetch` is `never`".into(),
@@ -205,10 +198,7 @@ impl Images {
             Source::Inline(base64) => self.decode(base64)?,
             Source::Object(path) => self.roots.read(path, self.max_bytes).await?,
         };
-        self.workshop
-            .prepare(bytes, &wanted.preparation)
-            .await
-            .map(Prepared::Bytes)
+        self.workshop.prepare(bytes, &wanted.preparation).await.map(Prepared::Bytes)
     }
 
     fn decode(&self, base64: &str) -> Result<Bytes, ImageError> {
@@ -230,17 +220,12 @@ fn web_url(url: &str, source: &Source) -> Result<Url, ImageError> {
     if matches!(parsed.scheme(), "http" | "https") && parsed.host().is_some() {
         Ok(parsed)
     } else {
-        Err(ImageError::Rejected(format!(
-            "`{}`: a picture's URL begins with http:// or https://",
-            shown()
-        )))
+        Err(ImageError::Rejected(format!("`{}`: a picture's URL begins with http:// or https://", shown())))
     }
 }
 
 fn too_large(max_bytes: usize) -> ImageError {
-    ImageError::Rejected(format!(
-        "the picture has more than {max_bytes} bytes (worker.fetch.max_bytes)"
-    ))
+    ImageError::Rejected(format!("the picture has more than {max_bytes} bytes (worker.fetch.max_bytes)"))
 }
 
 #[cfg(test)]
@@ -248,31 +233,17 @@ mod tests {
     use super::*;
 
     fn wanted(url: bool, bytes: bool, fetch: bool) -> Wanted {
-        Wanted {
-            url,
-            bytes,
-            fetch,
-            preparation: Preparation::default(),
-        }
+        Wanted { url, bytes, fetch, preparation: Preparation::default() }
     }
 
     async fn prepare(source: Source, wanted: Wanted) -> Result<Prepared, ImageError> {
-        Images::new(&Config {
-            max_bytes: 9,
-            ..Config::default()
-        })
-        .unwrap()
-        .prepare(&source, &wanted)
-        .await
+        Images::new(&Config { max_bytes: 9, ..Config::default() }).unwrap().prepare(&source, &wanted).await
     }
 
     #[tokio::test]
     async fn a_url_goes_to_a_provider_that_takes_urls_untouched() {
         let url = "https://a.example/1.jpg?sig=x".to_owned();
-        assert_eq!(
-            prepare(Source::Url(url.clone()), wanted(true, true, true)).await,
-            Ok(Prepared::Url(url))
-        );
+        assert_eq!(prepare(Source::Url(url.clone()), wanted(true, true, true)).await, Ok(Prepared::Url(url)));
     }
 
     #[tokio::test]
@@ -281,10 +252,7 @@ mod tests {
         for (source, wanted) in [
             (url(), wanted(false, true, false)),
             (Source::Inline("QUJD".into()), wanted(true, false, true)),
-            (
-                Source::Url("ftp://a.example/1.jpg".into()),
-                wanted(true, true, true),
-            ),
+            (Source::Url("ftp://a.example/1.jpg".into()), wanted(true, true, true)),
             (Source::Url("1.jpg".into()), wanted(true, true, true)),
             (Source::Object("1.jpg".into()), wanted(true, true, true)),
         ] {
@@ -295,16 +263,11 @@ mod tests {
     #[tokio::test]
     async fn inline_bytes_are_decoded_up_to_the_bound() {
         // The first bytes of a GIF.
-        let picture = prepare(Source::Inline("R0lGODlhAQ==".into()), wanted(false, true, true))
-            .await
-            .unwrap();
+        let picture =
+            prepare(Source::Inline("R0lGODlhAQ==".into()), wanted(false, true, true)).await.unwrap();
         assert_eq!(picture.content_type(), "image/gif");
         for base64 in ["R0lGODlhAQAB".repeat(4), "R0lG ODlh".into(), String::new()] {
-            assert!(
-                prepare(Source::Inline(base64), wanted(false, true, true))
-                    .await
-                    .is_err()
-            );
+            assert!(prepare(Source::Inline(base64), wanted(false, true, true)).await.is_err());
         }
     }
 }

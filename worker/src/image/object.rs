@@ -14,10 +14,8 @@ pub(super) struct Roots(Vec<PathBuf>);
 impl Roots {
     pub(super) fn new(roots: &[PathBuf]) -> Result<Self, BadConfig> {
         let real = |root: &PathBuf| {
-            root.canonicalize().map_err(|error| BadConfig {
-                field: "roots",
-                why: format!("`{}`: {error}", root.display()),
-            })
+            root.canonicalize()
+                .map_err(|error| BadConfig { field: "roots", why: format!("`{}`: {error}", root.display()) })
         };
         Ok(Self(roots.iter().map(real).collect::<Result<_, _>>()?))
     }
@@ -31,14 +29,8 @@ impl Roots {
             file.take(max_bytes as u64 + 1).read_to_end(&mut bytes).await?;
             Ok(bytes)
         };
-        let bytes: Vec<u8> = read
-            .await
-            .map_err(|error: std::io::Error| trouble(path, &error))?;
-        if bytes.len() > max_bytes {
-            Err(too_large(max_bytes))
-        } else {
-            Ok(bytes.into())
-        }
+        let bytes: Vec<u8> = read.await.map_err(|error: std::io::Error| trouble(path, &error))?;
+        if bytes.len() > max_bytes { Err(too_large(max_bytes)) } else { Ok(bytes.into()) }
     }
 
     async fn find(&self, path: &str) -> Result<PathBuf, ImageError> {
@@ -56,23 +48,14 @@ impl Roots {
             match tokio::fs::canonicalize(root.join(Path::new(path))).await {
                 Ok(real) if self.0.iter().any(|root| real.starts_with(root)) => {
                     // Only a plain file: a pipe or a device would block or never end.
-                    let kind = tokio::fs::metadata(&real)
-                        .await
-                        .map_err(|error| trouble(path, &error))?;
-                    return if kind.is_file() {
-                        Ok(real)
-                    } else {
-                        rejected("this is no file")
-                    };
+                    let kind = tokio::fs::metadata(&real).await.map_err(|error| trouble(path, &error))?;
+                    return if kind.is_file() { Ok(real) } else { rejected("this is no file") };
                 }
                 Ok(_) => return rejected("it lies, or leads, outside of worker.fetch.roots"),
                 Err(error) => missing = Some(error),
             }
         }
-        Err(missing.map_or_else(
-            || ImageError::Rejected(path.to_owned()),
-            |error| trouble(path, &error),
-        ))
+        Err(missing.map_or_else(|| ImageError::Rejected(path.to_owned()), |error| trouble(path, &error)))
     }
 }
 
@@ -105,18 +88,11 @@ mod tests {
         std::fs::create_dir_all(&outside).unwrap();
         std::fs::write(root.join("sub/a.jpg"), b"inside").unwrap();
         std::fs::write(outside.join("b.jpg"), b"outside").unwrap();
-        Folders {
-            _guard: guard,
-            root,
-            outside,
-        }
+        Folders { _guard: guard, root, outside }
     }
 
     async fn read(folders: &Folders, path: &str) -> Result<Bytes, ImageError> {
-        Roots::new(std::slice::from_ref(&folders.root))
-            .unwrap()
-            .read(path, 6)
-            .await
+        Roots::new(std::slice::from_ref(&folders.root)).unwrap().read(path, 6).await
     }
 
     #[tokio::test]
@@ -135,13 +111,7 @@ mod tests {
         std::os::unix::fs::symlink(&folders.outside, folders.root.join("link")).unwrap();
         std::os::unix::fs::symlink(folders.outside.join("b.jpg"), folders.root.join("b.jpg")).unwrap();
         let whole = folders.outside.join("b.jpg");
-        for path in [
-            "link/b.jpg",
-            "b.jpg",
-            "../outside/b.jpg",
-            "/etc/passwd",
-            whole.to_str().unwrap(),
-        ] {
+        for path in ["link/b.jpg", "b.jpg", "../outside/b.jpg", "/etc/passwd", whole.to_str().unwrap()] {
             let why = read(&folders, path).await.unwrap_err();
             assert!(
                 !why.is_transient() && why.to_string().contains("outside of worker.fetch.roots"),
@@ -160,10 +130,7 @@ mod tests {
             ("a\0b", "`a"),
         ] {
             let error = read(&folders, path).await.unwrap_err();
-            assert!(
-                !error.is_transient() && error.to_string().contains(why),
-                "{path}: {error}"
-            );
+            assert!(!error.is_transient() && error.to_string().contains(why), "{path}: {error}");
         }
         let none = Roots::new(&[]).unwrap().read("sub/a.jpg", 6).await.unwrap_err();
         assert!(none.to_string().contains("worker.fetch.roots"));
@@ -174,12 +141,6 @@ mod tests {
     async fn a_file_above_the_bound_is_rejected() {
         let folders = folders();
         std::fs::write(folders.root.join("big"), b"7 bytes").unwrap();
-        assert!(
-            read(&folders, "big")
-                .await
-                .unwrap_err()
-                .to_string()
-                .contains("6 bytes")
-        );
+        assert!(read(&folders, "big").await.unwrap_err().to_string().contains("6 bytes"));
     }
 }

@@ -71,10 +71,7 @@ impl Preparation {
             faults.push(("prepare", "give width_px and height_px together".to_owned()));
         }
         if self.width_px.is_some() && (self.short_side_px.is_some() || self.max_side_px.is_some()) {
-            faults.push((
-                "prepare",
-                "give width_px and height_px, or a side, not both".to_owned(),
-            ));
+            faults.push(("prepare", "give width_px and height_px, or a side, not both".to_owned()));
         }
         if !(1..=100).contains(&self.quality) {
             faults.push(("prepare.quality", "give 1 to 100".to_owned()));
@@ -91,11 +88,7 @@ impl Preparation {
         let mut scale = 1.0;
         if let Some(side) = self.short_side_px {
             scale = f64::from(side) / short;
-            scale = if self.only_if_larger {
-                f64::min(scale, 1.0)
-            } else {
-                scale
-            };
+            scale = if self.only_if_larger { f64::min(scale, 1.0) } else { scale };
         }
         if let Some(side) = self.max_side_px {
             scale = f64::min(scale, f64::from(side) / long);
@@ -128,12 +121,8 @@ mod tests {
 
     #[test]
     fn sizes_that_contradict_each_other_are_told() {
-        let both = Preparation {
-            width_px: Some(1),
-            short_side_px: Some(0),
-            quality: 0,
-            ..Preparation::default()
-        };
+        let both =
+            Preparation { width_px: Some(1), short_side_px: Some(0), quality: 0, ..Preparation::default() };
         assert_eq!(both.faults().len(), 4);
         assert_eq!(Preparation::default().faults(), []);
     }

@@ -30,10 +30,7 @@ impl Workshop {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
-        Self {
-            benches: Arc::new(Semaphore::new(benches)),
-            max_pixels,
-        }
+        Self { benches: Arc::new(Semaphore::new(benches)), max_pixels }
     }
 
     /// The picture as `preparation` wants it.
@@ -54,8 +51,7 @@ impl Workshop {
             remake(bytes, &preparation, max_pixels)
         });
         // A decoder that panics has met a picture that it can't read.
-        work.await
-            .unwrap_or_else(|_| Err(ImageError::Rejected("the picture can't be decoded".into())))
+        work.await.unwrap_or_else(|_| Err(ImageError::Rejected("the picture can't be decoded".into())))
     }
 }
 
@@ -70,9 +66,7 @@ fn sniff(bytes: &[u8]) -> Result<&'static str, ImageError> {
         _ => {}
     }
     let head = &bytes[..bytes.len().min(512)];
-    let text = head
-        .iter()
-        .all(|byte| matches!(byte, b'\t' | b'\n' | b'\r' | 0x20..=0x7e | 0x80..));
+    let text = head.iter().all(|byte| matches!(byte, b'\t' | b'\n' | b'\r' | 0x20..=0x7e | 0x80..));
     if text {
         Err(ImageError::Rejected("this is a text, not a picture".into()))
     } else {
@@ -96,24 +90,13 @@ fn remake(bytes: Bytes, preparation: &Preparation, max_pixels: u64) -> Result<Pi
         )));
     }
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let upright = if turns(orientation) {
-        (height, width)
-    } else {
-        (width, height)
-    };
+    let upright = if turns(orientation) { (height, width) } else { (width, height) };
     let size = preparation.size(upright);
     let format = target(preparation.format, source);
     if size == upright && source == Some(format.into()) {
-        return Ok(Picture {
-            bytes,
-            content_type: ImageFormat::from(format).to_mime_type(),
-        });
+        return Ok(Picture { bytes, content_type: ImageFormat::from(format).to_mime_type() });
     }
-    let profile = decoder
-        .icc_profile()
-        .ok()
-        .flatten()
-        .filter(|profile| profile.get(16..20) == Some(b"RGB "));
+    let profile = decoder.icc_profile().ok().flatten().filter(|profile| profile.get(16..20) == Some(b"RGB "));
     let mut picture = DynamicImage::from_decoder(decoder).map_err(undecodable)?;
     picture.apply_orientation(orientation);
     if size != upright {
@@ -123,11 +106,7 @@ fn remake(bytes: Bytes, preparation: &Preparation, max_pixels: u64) -> Result<Pi
 }
 
 fn target(wanted: Option<Format>, source: Option<ImageFormat>) -> Format {
-    wanted.unwrap_or(if source == Some(ImageFormat::Png) {
-        Format::Png
-    } else {
-        Format::Jpeg
-    })
+    wanted.unwrap_or(if source == Some(ImageFormat::Png) { Format::Png } else { Format::Jpeg })
 }
 
 fn turns(orientation: Orientation) -> bool {
@@ -161,10 +140,7 @@ fn encode(
         }
     };
     encoded.map_err(|error| ImageError::Rejected(format!("the picture can't be encoded: {error}")))?;
-    Ok(Picture {
-        bytes: bytes.into(),
-        content_type: ImageFormat::from(format).to_mime_type(),
-    })
+    Ok(Picture { bytes: bytes.into(), content_type: ImageFormat::from(format).to_mime_type() })
 }
 
 /// What is transparent shows white, not the black that lies below it in most files.
@@ -199,31 +175,21 @@ mod tests {
     fn jpeg(width: u32, height: u32) -> Bytes {
         // Red at the top left, blue elsewhere, so that a turn shows.
         let picture = RgbImage::from_fn(width, height, |x, y| {
-            if x < width / 2 && y < height / 2 {
-                Rgb([250, 0, 0])
-            } else {
-                Rgb([0, 0, 250])
-            }
+            if x < width / 2 && y < height / 2 { Rgb([250, 0, 0]) } else { Rgb([0, 0, 250]) }
         });
         let mut bytes = Vec::new();
-        JpegEncoder::new_with_quality(&mut bytes, 95)
-            .encode_image(&picture)
-            .unwrap();
+        JpegEncoder::new_with_quality(&mut bytes, 95).encode_image(&picture).unwrap();
         bytes.into()
     }
 
     /// The same JPEG with an Exif block that says how it is to be turned.
     fn turned(jpeg: &Bytes, orientation: u8) -> Bytes {
-        let tiff = [
-            b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".as_slice(),
-            &[orientation, 0, 0, 0, 0, 0, 0],
-        ]
-        .concat();
+        let tiff =
+            [b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".as_slice(), &[orientation, 0, 0, 0, 0, 0, 0]]
+                .concat();
         let exif = [b"Exif\0\0".as_slice(), &tiff].concat();
         let length = u16::try_from(exif.len() + 2).unwrap().to_be_bytes();
-        [&jpeg[..2], &[0xff, 0xe1], &length, &exif, &jpeg[2..]]
-            .concat()
-            .into()
+        [&jpeg[..2], &[0xff, 0xe1], &length, &exif, &jpeg[2..]].concat().into()
     }
 
     fn png(picture: &DynamicImage) -> Bytes {
@@ -241,41 +207,22 @@ mod tests {
     }
 
     fn short(side: u32) -> Preparation {
-        Preparation {
-            short_side_px: Some(side),
-            format: Some(Format::Jpeg),
-            ..Preparation::default()
-        }
+        Preparation { short_side_px: Some(side), format: Some(Format::Jpeg), ..Preparation::default() }
     }
 
     #[tokio::test]
     async fn a_large_picture_is_scaled_by_its_shorter_side() {
         let picture = prepare(jpeg(400, 200), short(100)).await.unwrap();
-        assert_eq!(
-            (decoded(&picture).dimensions(), picture.content_type),
-            ((200, 100), "image/jpeg")
-        );
+        assert_eq!((decoded(&picture).dimensions(), picture.content_type), ((200, 100), "image/jpeg"));
     }
 
     #[tokio::test]
     async fn a_picture_that_fits_is_not_touched() {
         let small = jpeg(40, 20);
         assert_eq!(prepare(small.clone(), short(100)).await.unwrap().bytes, small);
-        assert_eq!(
-            prepare(small.clone(), Preparation::default())
-                .await
-                .unwrap()
-                .bytes,
-            small
-        );
-        let larger = Preparation {
-            only_if_larger: false,
-            ..short(100)
-        };
-        assert_eq!(
-            decoded(&prepare(small, larger).await.unwrap()).dimensions(),
-            (200, 100)
-        );
+        assert_eq!(prepare(small.clone(), Preparation::default()).await.unwrap().bytes, small);
+        let larger = Preparation { only_if_larger: false, ..short(100) };
+        assert_eq!(decoded(&prepare(small, larger).await.unwrap()).dimensions(), (200, 100));
     }
 
     #[tokio::test]
@@ -287,10 +234,7 @@ mod tests {
             ..Preparation::default()
         };
         let picture = prepare(jpeg(100, 100), exact).await.unwrap();
-        assert_eq!(
-            (decoded(&picture).dimensions(), picture.content_type),
-            ((40, 24), "image/png")
-        );
+        assert_eq!((decoded(&picture).dimensions(), picture.content_type), ((40, 24), "image/png"));
     }
 
     #[tokio::test]
@@ -322,45 +266,28 @@ mod tests {
         let crc = crc(&bomb[12..29]);
         bomb[29..33].copy_from_slice(&crc.to_be_bytes());
         let why = prepare(bomb.into(), short(10)).await.unwrap_err().to_string();
-        assert!(
-            why.contains("65536 x 65536") && why.contains("worker.fetch.max_pixels"),
-            "{why}"
-        );
+        assert!(why.contains("65536 x 65536") && why.contains("worker.fetch.max_pixels"), "{why}");
         let large = prepare(jpeg(1200, 1000), short(10)).await.unwrap_err();
         assert!(!large.is_transient(), "{large}");
     }
 
     fn crc(bytes: &[u8]) -> u32 {
-        let step = |crc: u32, byte: &u8| {
-            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-                if crc & 1 == 1 {
-                    crc >> 1 ^ 0xedb8_8320
-                } else {
-                    crc >> 1
-                }
-            })
-        };
+        let step =
+            |crc: u32, byte: &u8| {
+                (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+                    if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 }
+                })
+            };
         !bytes.iter().fold(!0, step)
     }
 
     #[tokio::test]
     async fn a_page_or_a_torn_file_is_rejected() {
-        for bytes in [
-            &b"<html>404</html>"[..],
-            b"{\"error\": 1}",
-            b"",
-            &jpeg(64, 64)[..100],
-        ] {
-            let why = prepare(Bytes::copy_from_slice(bytes), short(10))
-                .await
-                .unwrap_err();
+        for bytes in [&b"<html>404</html>"[..], b"{\"error\": 1}", b"", &jpeg(64, 64)[..100]] {
+            let why = prepare(Bytes::copy_from_slice(bytes), short(10)).await.unwrap_err();
             assert!(!why.is_transient(), "{why}");
         }
-        assert!(
-            prepare(Bytes::from_static(b"Not found\n"), Preparation::default())
-                .await
-                .is_err()
-        );
+        assert!(prepare(Bytes::from_static(b"Not found\n"), Preparation::default()).await.is_err());
     }
 
     proptest! {

@@ -34,9 +34,8 @@ impl Mapping {
     /// [`Failed`]: the body's own word that this model failed, or that it can't be read.
     pub(super) fn read(&self, body: &Value, model: &str) -> Result<Answer, Failed> {
         let mapping = self.models.iter().find(|(name, _)| matches(name, model));
-        let mapping = mapping
-            .map(|(_, mapping)| mapping)
-            .ok_or_else(|| unreadable("no mapping fits the model"))?;
+        let mapping =
+            mapping.map(|(_, mapping)| mapping).ok_or_else(|| unreadable("no mapping fits the model"))?;
         let part = mapping.part(body, model)?;
         let input = jq::input(&part);
         if let Some(failed) = mapping.failed(&input, model)? {
@@ -47,11 +46,7 @@ impl Mapping {
         if labels.is_none() && value.is_none() {
             return Err(unreadable("it holds neither labels nor a value for this model"));
         }
-        Ok(Answer {
-            labels: labels.unwrap_or_default(),
-            value,
-            raw: self.keep_raw.then_some(part),
-        })
+        Ok(Answer { labels: labels.unwrap_or_default(), value, raw: self.keep_raw.then_some(part) })
     }
 }
 
@@ -73,12 +68,7 @@ impl ModelMapping {
                 _ => Class::Rejected,
             };
             let message = said.get("message").unwrap_or(&said);
-            Failed {
-                class,
-                message: message
-                    .as_str()
-                    .map_or_else(|| message.to_string(), str::to_owned),
-            }
+            Failed { class, message: message.as_str().map_or_else(|| message.to_string(), str::to_owned) }
         }))
     }
 
@@ -87,9 +77,7 @@ impl ModelMapping {
         let Some(labels) = &self.labels else {
             return Ok(None);
         };
-        let outputs = labels
-            .run(part, model)
-            .map_err(|why| unreadable(&format!("labels: {why}")))?;
+        let outputs = labels.run(part, model).map_err(|why| unreadable(&format!("labels: {why}")))?;
         let mut said = false;
         let mut all = Vec::new();
         for output in outputs {
@@ -130,15 +118,10 @@ fn label(item: &Value) -> Result<Label, Failed> {
         Value::Number(number) => number.to_string(),
         Value::Bool(flag) => flag.to_string(),
         _ => {
-            return Err(unreadable(
-                "labels: one is neither a text nor an object with a text `label`",
-            ));
+            return Err(unreadable("labels: one is neither a text nor an object with a text `label`"));
         }
     };
-    Ok(Label {
-        label,
-        confidence: item.get("confidence").and_then(number),
-    })
+    Ok(Label { label, confidence: item.get("confidence").and_then(number) })
 }
 
 /// Some APIs write their numbers as texts.
@@ -148,10 +131,7 @@ fn number(value: &Value) -> Option<f64> {
 }
 
 fn run_first(jq: Option<&Jq>, field: &str, input: &Val, model: &str) -> Result<Option<Value>, Failed> {
-    jq.map_or(Ok(None), |jq| {
-        jq.first(input, model)
-            .map_err(|why| unreadable(&format!("{field}: {why}")))
-    })
+    jq.map_or(Ok(None), |jq| jq.first(input, model).map_err(|why| unreadable(&format!("{field}: {why}"))))
 }
 
 /// A call that was answered, and so perhaps paid for, but whose answer says nothing that we can read.

@@ -39,10 +39,7 @@ pub struct Source<'a> {
 impl<'a> Source<'a> {
     /// The environment of this process, and the folder of the settings file.
     pub fn process(folder: &'a Path) -> Self {
-        Self {
-            env: &|name| std::env::var(name).ok(),
-            folder,
-        }
+        Self { env: &|name| std::env::var(name).ok(), folder }
     }
 }
 
@@ -67,9 +64,7 @@ impl Catalog {
     fn load_with(settings: &Document, folder: &Path, env: compile::Env<'_>) -> Result<Self, Problems> {
         let mut found = Problems::default();
         let mut providers = BTreeMap::new();
-        let tables = settings
-            .subtable("providers")
-            .unwrap_or_else(|| Document::empty("settings"));
+        let tables = settings.subtable("providers").unwrap_or_else(|| Document::empty("settings"));
         for name in tables.keys() {
             let Some(own) = settings.subtable(&format!("providers.\"{name}\"")) else {
                 continue;
@@ -137,9 +132,7 @@ fn base(name: &str, own: &Document, folder: &Path) -> Result<Option<Document>, P
             Some(document) => document.map(Some),
             None => {
                 let meant = compile::meant(&preset, preset_names());
-                Err(own
-                    .problem("preset", format!("there is no preset `{preset}`: {meant}"))
-                    .into())
+                Err(own.problem("preset", format!("there is no preset `{preset}`: {meant}")).into())
             }
         },
         (None, Some(file)) => {
@@ -158,13 +151,9 @@ fn parsed_preset(name: &str) -> Option<Result<Document, Problems>> {
 
 fn read(path: &Path) -> Result<String, String> {
     let shown = path.display();
-    let size = std::fs::metadata(path)
-        .map_err(|error| format!("`{shown}` can't be read: {error}"))?
-        .len();
+    let size = std::fs::metadata(path).map_err(|error| format!("`{shown}` can't be read: {error}"))?.len();
     if size > MAX_FILE_BYTES {
-        return Err(format!(
-            "`{shown}` has {size} bytes: a description has at most {MAX_FILE_BYTES}"
-        ));
+        return Err(format!("`{shown}` has {size} bytes: a description has at most {MAX_FILE_BYTES}"));
     }
     std::fs::read_to_string(path).map_err(|error| format!("`{shown}` can't be read: {error}"))
 }

@@ -34,25 +34,14 @@ pub(super) type Env<'a> = Option<&'a dyn Fn(&str) -> Option<String>>;
 /// Everything that is wrong with it.
 pub(super) fn compile(name: &str, document: &Document, env: Env<'_>) -> Result<Provider, Problems> {
     let definition: Definition = document.read()?;
-    let mut check = Check {
-        document,
-        options: &definition.options,
-        found: Problems::default(),
-    };
+    let mut check = Check { document, options: &definition.options, found: Problems::default() };
     let endpoint = check.endpoint(&definition.endpoint);
     let key = check.key(&definition, env);
-    let asks = definition
-        .request
-        .iter()
-        .enumerate()
-        .map(|(i, ask)| check.request(i, ask))
-        .collect();
+    let asks = definition.request.iter().enumerate().map(|(i, ask)| check.request(i, ask)).collect();
     let mapping = check.mapping(&definition.answer);
     let rules = check.rules(&definition);
-    let error_message = check.jq(
-        "error_message",
-        Some(definition.error_message.as_deref().unwrap_or(ERROR_MESSAGE)),
-    );
+    let error_message =
+        check.jq("error_message", Some(definition.error_message.as_deref().unwrap_or(ERROR_MESSAGE)));
     let pause_in_body = check.jq("retry_after.body", definition.retry_after.body.as_deref());
     check.numbers(name, &definition);
     let found = check.found;
@@ -112,24 +101,14 @@ impl Check<'_> {
 
     fn jq(&mut self, field: &str, code: Option<&str>) -> Option<Jq> {
         let compiled = Jq::compile(code?);
-        self.ok(
-            field,
-            compiled.map_err(|why| format!("the jq expression is wrong at {why}")),
-        )
+        self.ok(field, compiled.map_err(|why| format!("the jq expression is wrong at {why}")))
     }
 
     fn endpoint(&mut self, text: &str) -> Option<Url> {
         const FIELD: &str = "endpoint";
-        let url = self.ok(
-            FIELD,
-            Url::parse(text).map_err(|error| format!("no URL: {error}")),
-        )?;
+        let url = self.ok(FIELD, Url::parse(text).map_err(|error| format!("no URL: {error}")))?;
         let plain = url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
-        self.demand(
-            ["http", "https"].contains(&url.scheme()),
-            FIELD,
-            "give an http or https URL",
-        );
+        self.demand(["http", "https"].contains(&url.scheme()), FIELD, "give an http or https URL");
         self.demand(
             plain && url.password().is_none(),
             FIELD,
@@ -175,22 +154,12 @@ impl Check<'_> {
         let mut models = Vec::new();
         for (name, own) in &answer.models {
             let at = format!("answer.models.\"{name}\"");
-            self.demand(
-                says(own),
-                &at,
-                "give `labels` or `value`: without them an answer says nothing",
-            );
+            self.demand(says(own), &at, "give `labels` or `value`: without them an answer says nothing");
             models.push((name.clone(), self.model_mapping(answer, own, &at)));
         }
         models.sort_by_key(|(name, _)| (name.ends_with('*'), std::cmp::Reverse(name.len())));
-        models.push((
-            "*".to_owned(),
-            self.model_mapping(answer, &ModelAnswer::default(), "answer"),
-        ));
-        Mapping {
-            models,
-            keep_raw: answer.keep_raw,
-        }
+        models.push(("*".to_owned(), self.model_mapping(answer, &ModelAnswer::default(), "answer")));
+        Mapping { models, keep_raw: answer.keep_raw }
     }
 
     fn model_mapping(&mut self, answer: &Answer, own: &ModelAnswer, at: &str) -> ModelMapping {
@@ -211,11 +180,7 @@ impl Check<'_> {
         for (i, rule) in definition.errors.iter().enumerate() {
             let at = |field: &str| format!("errors[{i}].{field}");
             let allowed = !matches!(rule.class, Class::Ok | Class::Ambiguous);
-            self.demand(
-                allowed,
-                &at("class"),
-                "give throttled, transient, rejected or unauthorized",
-            );
+            self.demand(allowed, &at("class"), "give throttled, transient, rejected or unauthorized");
             let statuses = rule.status.iter().all(|status| (100..600).contains(status));
             self.demand(statuses, &at("status"), "a status is a number from 100 to 599");
             self.demand(
@@ -233,16 +198,8 @@ impl Check<'_> {
     }
 
     fn numbers(&mut self, name: &str, definition: &Definition) {
-        self.demand(
-            !definition.request.is_empty(),
-            "request",
-            "give at least one `[[request]]`",
-        );
-        self.demand(
-            (1..=1000).contains(&definition.models_per_call),
-            "models_per_call",
-            "give 1 to 1000",
-        );
+        self.demand(!definition.request.is_empty(), "request", "give at least one `[[request]]`");
+        self.demand((1..=1000).contains(&definition.models_per_call), "models_per_call", "give 1 to 1000");
         let price = definition.cost.price;
         self.demand(price.is_finite() && price >= 0.0, "cost.price", "give 0 or more");
         let pauses = &definition.retry_after;
@@ -258,11 +215,7 @@ impl Check<'_> {
         );
         for header in &pauses.headers {
             let fault = format!("no header has the name `{header}`");
-            self.demand(
-                HeaderName::try_from(header.as_str()).is_ok(),
-                "retry_after.headers",
-                &fault,
-            );
+            self.demand(HeaderName::try_from(header.as_str()).is_ok(), "retry_after.headers", &fault);
         }
         let mut names = Vec::new();
         for (i, limit) in definition.limits.iter().enumerate() {
@@ -282,12 +235,7 @@ impl Check<'_> {
             "",
             "a provider's name has 1 to 60 letters, digits, `-` or `_`",
         );
-        for (field, why) in definition
-            .http
-            .faults()
-            .into_iter()
-            .chain(definition.prepare.faults())
-        {
+        for (field, why) in definition.http.faults().into_iter().chain(definition.prepare.faults()) {
             self.wrong(field, why);
         }
     }

@@ -256,19 +256,8 @@ pub struct RetryAfter {
 
 impl Default for RetryAfter {
     fn default() -> Self {
-        let headers = [
-            "retry-after-ms",
-            "retry-after",
-            "ratelimit",
-            "ratelimit-reset",
-            "x-ratelimit-reset",
-        ];
-        Self {
-            headers: headers.map(str::to_owned).to_vec(),
-            body: None,
-            default_ms: 1000,
-            max_ms: 3_600_000,
-        }
+        let headers = ["retry-after-ms", "retry-after", "ratelimit", "ratelimit-reset", "x-ratelimit-reset"];
+        Self { headers: headers.map(str::to_owned).to_vec(), body: None, default_ms: 1000, max_ms: 3_600_000 }
     }
 }
 
@@ -297,11 +286,7 @@ pub enum Count {
 
 impl Default for Cost {
     fn default() -> Self {
-        Self {
-            price: 0.0,
-            count: Count::default(),
-            currency: "USD".to_owned(),
-        }
+        Self { price: 0.0, count: Count::default(), currency: "USD".to_owned() }
     }
 }
 

@@ -22,22 +22,15 @@ pub(super) fn pause(
     now: Timestamp,
 ) -> Duration {
     let said = seconds_in_body(in_body, body).or_else(|| {
-        settings
-            .headers
-            .iter()
-            .find_map(|name| pause_in(name, headers.get(name)?.to_str().ok()?, now))
+        settings.headers.iter().find_map(|name| pause_in(name, headers.get(name)?.to_str().ok()?, now))
     });
     let said = said.filter(|pause| !pause.is_zero());
-    said.unwrap_or(Duration::from_millis(settings.default_ms))
-        .min(Duration::from_millis(settings.max_ms))
+    said.unwrap_or(Duration::from_millis(settings.default_ms)).min(Duration::from_millis(settings.max_ms))
 }
 
 /// Whether a header says when to come back: a 503 that does is a limit, not a breakdown.
 pub(super) fn is_said(headers: &HeaderMap, now: Timestamp) -> bool {
-    headers
-        .get("retry-after")
-        .and_then(|value| pause_in("retry-after", value.to_str().ok()?, now))
-        .is_some()
+    headers.get("retry-after").and_then(|value| pause_in("retry-after", value.to_str().ok()?, now)).is_some()
 }
 
 fn seconds_in_body(jq: Option<&Jq>, body: Option<&Value>) -> Option<Duration> {
@@ -72,20 +65,13 @@ fn reset_of_rate_limit(value: &str) -> Option<Duration> {
     let read = |item: &str, keys: [&str; 2]| {
         item.split([';', ',']).find_map(|part| {
             let (key, value) = part.trim().split_once('=')?;
-            keys.contains(&key.trim())
-                .then(|| value.trim().parse::<f64>().ok())?
+            keys.contains(&key.trim()).then(|| value.trim().parse::<f64>().ok())?
         })
     };
-    let items: Vec<&str> = if value.contains("reset=") {
-        vec![value]
-    } else {
-        value.split(',').collect()
-    };
+    let items: Vec<&str> = if value.contains("reset=") { vec![value] } else { value.split(',').collect() };
     let spent = |item: &&&str| read(item, ["r", "remaining"]).is_none_or(|left| left <= 0.0);
     let longest = |items: &mut dyn Iterator<Item = &&str>| {
-        items
-            .filter_map(|item| read(item, ["t", "reset"]))
-            .max_by(f64::total_cmp)
+        items.filter_map(|item| read(item, ["t", "reset"])).max_by(f64::total_cmp)
     };
     from_seconds(longest(&mut items.iter().filter(spent)).or_else(|| longest(&mut items.iter()))?)
 }
@@ -132,10 +118,8 @@ mod tests {
 
     fn asked(name: &str, value: &str) -> Duration {
         let mut headers = HeaderMap::new();
-        headers.insert(
-            HeaderName::try_from(name).unwrap(),
-            HeaderValue::from_bytes(value.as_bytes()).unwrap(),
-        );
+        headers
+            .insert(HeaderName::try_from(name).unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap());
         pause(&RetryAfter::default(), None, &headers, None, NOW.parse().unwrap())
     }
 
@@ -161,17 +145,7 @@ mod tests {
 
     #[test]
     fn what_can_not_be_meant_is_the_default() {
-        for value in [
-            "",
-            "0",
-            "-5",
-            "soon",
-            "NaN",
-            "inf inf",
-            "Sun, 22 Nov 2020 10:00:30 GMT",
-            "1x",
-            "s",
-        ] {
+        for value in ["", "0", "-5", "soon", "NaN", "inf inf", "Sun, 22 Nov 2020 10:00:30 GMT", "1x", "s"] {
             assert_eq!(asked("retry-after", value), Duration::from_secs(1), "{value}");
         }
     }

@@ -14,18 +14,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 /// Functions that would make an expression more than a function of its input.
-const IMPURE: [&str; 10] = [
-    "halt",
-    "halt_error",
-    "env",
-    "input",
-    "inputs",
-    "now",
-    "debug",
-    "debug_empty",
-    "stderr",
-    "stderr_empty",
-];
+const IMPURE: [&str; 10] =
+    ["halt", "halt_error", "env", "input", "inputs", "now", "debug", "debug_empty", "stderr", "stderr_empty"];
 
 /// Most outputs that are read of one expression.
 const MAX_OUTPUTS: usize = 10_000;
@@ -92,10 +82,7 @@ fn to_json(value: &Val) -> Result<Value, String> {
 }
 
 fn first<E>(errors: load::Errors<&str, (), E>, say: impl Fn(E) -> String) -> String {
-    errors
-        .into_iter()
-        .next()
-        .map_or_else(|| "its beginning".to_owned(), |(_, error)| say(error))
+    errors.into_iter().next().map_or_else(|| "its beginning".to_owned(), |(_, error)| say(error))
 }
 
 fn unreadable(code: &str, error: load::Error<&str>) -> String {
@@ -153,10 +140,7 @@ mod tests {
     #[test]
     fn the_standard_library_is_there() {
         let code = r#"[.[] | select(test("^a"))] | sort_by(-length) | map({label: .})"#;
-        assert_eq!(
-            run(code, json!(["b", "a", "aa"])).unwrap(),
-            [json!([{"label": "aa"}, {"label": "a"}])]
-        );
+        assert_eq!(run(code, json!(["b", "a", "aa"])).unwrap(), [json!([{"label": "aa"}, {"label": "a"}])]);
     }
 
     #[test]
@@ -164,10 +148,7 @@ mod tests {
         let why = Jq::compile(".a |\n  .b[").err().unwrap();
         assert!(why.starts_with("line 2, column "), "{why}");
         let why = Jq::compile(".a | nonsense").err().unwrap();
-        assert!(
-            why.starts_with("line 1, column 6") && why.contains("`nonsense`"),
-            "{why}"
-        );
+        assert!(why.starts_with("line 1, column 6") && why.contains("`nonsense`"), "{why}");
     }
 
     #[test]

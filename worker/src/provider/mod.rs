@@ -90,10 +90,7 @@ impl Provider {
     /// The limits that every call must pass, under the provider's name for the whole fleet.
     pub fn limits(&self) -> Stack {
         let limits: Vec<Limit> = self.definition.limits.clone();
-        Stack {
-            name: self.name.clone(),
-            limits,
-        }
+        Stack { name: self.name.clone(), limits }
     }
 
     /// What becomes of a call that left, and whose answer was never seen.
@@ -127,10 +124,7 @@ impl Provider {
             Some(meant) => format!("did you mean `{meant}`?"),
             None => format!("it knows {}", known.join(", ")),
         };
-        Err(format!(
-            "provider `{}` does not know the model `{model}`: {meant}",
-            self.name
-        ))
+        Err(format!("provider `{}` does not know the model `{model}`: {meant}", self.name))
     }
 
     /// What a successful body says of `model`.
@@ -145,9 +139,7 @@ impl Provider {
     pub(crate) fn error_class(&self, status: u16, body: Option<&Value>) -> Option<Class> {
         let input = body.map(jq::input);
         let holds = |when: &Jq| {
-            let said = input
-                .as_ref()
-                .and_then(|input| when.first(input, "").ok().flatten());
+            let said = input.as_ref().and_then(|input| when.first(input, "").ok().flatten());
             said.is_some_and(|said| said != Value::Bool(false))
         };
         let fits = |rule: &&Rule| {
@@ -169,34 +161,21 @@ impl Provider {
 
     /// How long a throttled reply asks the fleet to pause.
     pub(crate) fn hold_off(&self, headers: &HeaderMap, body: Option<&Value>, now: Timestamp) -> Duration {
-        hold_off::pause(
-            &self.definition.retry_after,
-            self.pause_in_body.as_ref(),
-            headers,
-            body,
-            now,
-        )
+        hold_off::pause(&self.definition.retry_after, self.pause_in_body.as_ref(), headers, body, now)
     }
 
     /// Someone else's words as they may be shown: without the key, on one line, and not too long.
     pub(crate) fn bounded(&self, text: &str) -> String {
-        let text = self
-            .key
-            .as_ref()
-            .map_or_else(|| text.to_owned(), |key| key.scrub(text));
-        let words: Vec<&str> = text
-            .split(|c: char| c.is_whitespace() || c.is_control())
-            .filter(|w| !w.is_empty())
-            .collect();
+        let text = self.key.as_ref().map_or_else(|| text.to_owned(), |key| key.scrub(text));
+        let words: Vec<&str> =
+            text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
         words.join(" ").chars().take(MAX_MESSAGE_CHARS).collect()
     }
 }
 
 impl fmt::Debug for Provider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Provider")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        f.debug_struct("Provider").field("name", &self.name).finish_non_exhaustive()
     }
 }
 

@@ -36,9 +36,7 @@ pub struct PreparedRequest {
 /// The URL may hold the key and the body a picture: neither has a place in a log.
 impl fmt::Debug for PreparedRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            method, url, body, ..
-        } = self;
+        let Self { method, url, body, .. } = self;
         let host = url.host_str().unwrap_or_default();
         write!(f, "{method} {host}{} ({} bytes)", url.path(), body.len())
     }
@@ -81,10 +79,7 @@ impl Provider {
         image: &Prepared,
     ) -> Result<PreparedRequest, Unaskable> {
         if self.keyless {
-            return Err(Unaskable(format!(
-                "provider `{}` was loaded without its key",
-                self.name
-            )));
+            return Err(Unaskable(format!("provider `{}` was loaded without its key", self.name)));
         }
         let (ask, form) = self.ask_for(image)?;
         let text = in_form(image, form);
@@ -104,28 +99,19 @@ impl Provider {
             headers.insert(name, header(&template.fill(&values), name)?);
         }
         let url = self.authorise(ask.url(&self.endpoint, &values), &mut headers)?;
-        Ok(PreparedRequest {
-            method: ask.method.clone(),
-            url,
-            headers,
-            body,
-        })
+        Ok(PreparedRequest { method: ask.method.clone(), url, headers, body })
     }
 
     /// The first way of asking that can carry `image` as it is, and the form that it takes there.
     fn ask_for(&self, image: &Prepared) -> Result<(&Ask, ImageForm), Unaskable> {
         let is_url = matches!(image, Prepared::Url(_));
         let fits = |form: &ImageForm| (*form == ImageForm::Url) == is_url;
-        self.asks
-            .iter()
-            .find_map(|ask| Some((ask, *ask.images.iter().find(|form| fits(form))?)))
-            .ok_or_else(|| {
+        self.asks.iter().find_map(|ask| Some((ask, *ask.images.iter().find(|form| fits(form))?))).ok_or_else(
+            || {
                 let what = if is_url { "a URL" } else { "bytes" };
-                Unaskable(format!(
-                    "provider `{}` has no request that takes {what}",
-                    self.name
-                ))
-            })
+                Unaskable(format!("provider `{}` has no request that takes {what}", self.name))
+            },
+        )
     }
 
     /// Adds the key. A secret in the URL or in a header is marked, so that it shows in no debug output.
@@ -157,11 +143,7 @@ impl Ask {
     /// The URL: the path's segments below the endpoint's own, each encoded by itself.
     fn url(&self, endpoint: &Url, values: &Values<'_>) -> Url {
         let mut url = endpoint.clone();
-        let path = if values.models.len() > 1 {
-            &self.path_many
-        } else {
-            &self.path
-        };
+        let path = if values.models.len() > 1 { &self.path_many } else { &self.path };
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty();
             segments.extend(path.iter().map(|segment| segment.fill(values)));
@@ -191,10 +173,7 @@ impl Body {
                 for (name, template) in fields {
                     form.append_pair(name, &template.fill(values));
                 }
-                (
-                    "application/x-www-form-urlencoded".to_owned(),
-                    form.finish().into(),
-                )
+                ("application/x-www-form-urlencoded".to_owned(), form.finish().into())
             }
             Self::Multipart(fields) => multipart(fields, values, image).await?,
             Self::Raw => match image {
@@ -225,15 +204,11 @@ async fn multipart(
         };
     }
     let content_type = format!("multipart/form-data; boundary={}", form.boundary());
-    let body = form
-        .into_stream()
-        .try_fold(BytesMut::new(), |mut body, chunk| async move {
-            body.extend_from_slice(&chunk);
-            Ok(body)
-        });
-    let body = body
-        .await
-        .map_err(|error| Unaskable(format!("the multipart body can't be made: {error}")))?;
+    let body = form.into_stream().try_fold(BytesMut::new(), |mut body, chunk| async move {
+        body.extend_from_slice(&chunk);
+        Ok(body)
+    });
+    let body = body.await.map_err(|error| Unaskable(format!("the multipart body can't be made: {error}")))?;
     Ok((content_type, body.freeze()))
 }
 
@@ -262,8 +237,6 @@ fn in_form(image: &Prepared, form: ImageForm) -> String {
 
 fn header(value: &str, name: &HeaderName) -> Result<HeaderValue, Unaskable> {
     HeaderValue::try_from(value).map_err(|_| {
-        Unaskable(format!(
-            "header `{name}` can't carry this job's values: they hold control characters"
-        ))
+        Unaskable(format!("header `{name}` can't carry this job's values: they hold control characters"))
     })
 }

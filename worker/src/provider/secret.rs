@@ -22,11 +22,7 @@ impl Secret {
     /// `text` without the secret: providers like to repeat the key that they refuse.
     pub(super) fn scrub(&self, text: &str) -> String {
         // A short text would blank out letters everywhere, and is no secret worth the name.
-        if self.0.len() < 4 {
-            text.to_owned()
-        } else {
-            text.replace(&self.0, "[redacted]")
-        }
+        if self.0.len() < 4 { text.to_owned() } else { text.replace(&self.0, "[redacted]") }
     }
 }
 
@@ -78,11 +74,7 @@ mod tests {
     use super::*;
 
     fn auth(env: Option<&str>, file: Option<&str>) -> Auth {
-        Auth {
-            key_env: env.map(Into::into),
-            key_file: file.map(Into::into),
-            ..Auth::default()
-        }
+        Auth { key_env: env.map(Into::into), key_file: file.map(Into::into), ..Auth::default() }
     }
 
     #[test]

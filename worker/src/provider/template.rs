@@ -80,9 +80,8 @@ impl Template {
             }
             literal.push_str(&rest[..start]);
             let after = &rest[start + 2..];
-            let end = after
-                .find('}')
-                .ok_or_else(|| format!("`${{{}` has no closing brace", shortened(after)))?;
+            let end =
+                after.find('}').ok_or_else(|| format!("`${{{}` has no closing brace", shortened(after)))?;
             match after[..end].strip_prefix("option.") {
                 Some(name) => literal.push_str(&as_text(option(name, options)?)),
                 None => {
@@ -156,9 +155,7 @@ impl JsonTemplate {
 
     /// Whether the picture appears in the document.
     pub(super) fn has_image(&self) -> bool {
-        self.0
-            .iter()
-            .any(|piece| matches!(piece, Piece::Text(text) if text.has_image()))
+        self.0.iter().any(|piece| matches!(piece, Piece::Text(text) if text.has_image()))
     }
 
     /// The document with its placeholders filled.
@@ -202,9 +199,7 @@ impl JsonTemplate {
 
     /// A string that is one option keeps the option's type: a number stays a number.
     fn take_text(&mut self, text: &str, options: &Options) -> Result<(), String> {
-        let whole = text
-            .strip_prefix("${option.")
-            .and_then(|rest| rest.strip_suffix('}'));
+        let whole = text.strip_prefix("${option.").and_then(|rest| rest.strip_suffix('}'));
         match whole.filter(|name| !name.contains('}')) {
             _ if text == MODEL_LIST => self.0.push(Piece::ModelList),
             Some(name) => self.fixed(&option(name, options)?.to_string()),
@@ -226,18 +221,12 @@ fn fixed_text(text: &str, options: &Options) -> Result<String, String> {
     match Template::compile(text, options)?.0.as_slice() {
         [] => Ok(String::new()),
         [Part::Text(fixed)] => Ok(fixed.clone()),
-        _ => Err(format!(
-            "a field's name takes only options: `{}`",
-            shortened(text)
-        )),
+        _ => Err(format!("a field's name takes only options: `{}`", shortened(text))),
     }
 }
 
 fn place(name: &str) -> Result<Place, String> {
-    let known = PLACES
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, place)| *place);
+    let known = PLACES.iter().find(|(known, _)| *known == name).map(|(_, place)| *place);
     known.ok_or_else(|| {
         let name = shortened(name);
         if name == "model_list" {
@@ -258,10 +247,7 @@ fn option<'a>(name: &str, options: &'a Options) -> Result<&'a Value, String> {
     options.get(name).ok_or_else(|| {
         let known: Vec<&str> = options.keys().map(String::as_str).collect();
         let name = shortened(name);
-        format!(
-            "there is no option `{name}`: add it below `options`, which has [{}]",
-            known.join(", ")
-        )
+        format!("there is no option `{name}`: add it below `options`, which has [{}]", known.join(", "))
     })
 }
 
@@ -303,9 +289,7 @@ mod tests {
 
     fn filled(text: &str) -> String {
         let models = ["a".to_owned(), "b".to_owned()];
-        Template::compile(text, &options())
-            .unwrap()
-            .fill(&values("IMG", &models))
+        Template::compile(text, &options()).unwrap().fill(&values("IMG", &models))
     }
 
     #[test]
@@ -343,20 +327,14 @@ mod tests {
         let json = JsonTemplate::compile(r#"{"${option.field}": 1, "": 2}"#, &options).unwrap();
         let json: Value = serde_json::from_slice(&json.fill(&values("", &[]))).unwrap();
         assert_eq!(json, json!({"max \"tokens": 1, "": 2}));
-        assert!(
-            JsonTemplate::compile(r#"{"${model}": 1}"#, &options)
-                .unwrap_err()
-                .contains("only options")
-        );
+        assert!(JsonTemplate::compile(r#"{"${model}": 1}"#, &options).unwrap_err().contains("only options"));
     }
 
     #[test]
     fn a_json_document_keeps_the_types_of_options_and_models() {
         let text = r#"{"n": "${option.n}", "none": "${option.none}", "m": "${model_list}", "t": "is ${option.n}", "fixed": [1, null, true]}"#;
         let models = ["a".to_owned(), "b".to_owned()];
-        let json = JsonTemplate::compile(text, &options())
-            .unwrap()
-            .fill(&values("", &models));
+        let json = JsonTemplate::compile(text, &options()).unwrap().fill(&values("", &models));
         let json: Value = serde_json::from_slice(&json).unwrap();
         assert_eq!(
             json,

@@ -26,10 +26,7 @@ fn with_key(_: &str) -> Option<String> {
 
 fn load(name: &str, settings: &str) -> Result<Provider, String> {
     let document = Document::parse("t.toml", settings).map_err(|problems| problems.to_string())?;
-    let source = Source {
-        env: &with_key,
-        folder: Path::new("."),
-    };
+    let source = Source { env: &with_key, folder: Path::new(".") };
     Provider::load(name, &document, source).map_err(|problems| problems.to_string())
 }
 
@@ -48,16 +45,8 @@ fn reply(status: u16, headers: &[(&'static str, &'static str)], body: &[u8]) -> 
         .iter()
         .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)))
         .collect();
-    let reply = Reply {
-        status,
-        headers,
-        content: Content::Whole(Bytes::copy_from_slice(body)),
-    };
-    CallOutcome {
-        sent_at: Timestamp::now(),
-        duration: Duration::from_millis(9),
-        answer: Ok(reply),
-    }
+    let reply = Reply { status, headers, content: Content::Whole(Bytes::copy_from_slice(body)) };
+    CallOutcome { sent_at: Timestamp::now(), duration: Duration::from_millis(9), answer: Ok(reply) }
 }
 
 fn judge(provider: &Provider, outcome: &CallOutcome, models: &[&str]) -> Verdict {
@@ -71,56 +60,21 @@ fn judge(provider: &Provider, outcome: &CallOutcome, models: &[&str]) -> Verdict
 }
 
 fn labels(verdict: &Verdict, model: &str) -> Vec<(String, Option<f64>)> {
-    let answer = verdict
-        .models
-        .iter()
-        .find(|(name, _)| name == model)
-        .unwrap()
-        .1
-        .as_ref()
-        .unwrap();
-    answer
-        .labels
-        .iter()
-        .map(|label| (label.label.clone(), label.confidence))
-        .collect()
+    let answer = verdict.models.iter().find(|(name, _)| name == model).unwrap().1.as_ref().unwrap();
+    answer.labels.iter().map(|label| (label.label.clone(), label.confidence)).collect()
 }
 
 fn value(verdict: &Verdict, model: &str) -> Option<Value> {
-    verdict
-        .models
-        .iter()
-        .find(|(name, _)| name == model)
-        .unwrap()
-        .1
-        .as_ref()
-        .unwrap()
-        .value
-        .clone()
+    verdict.models.iter().find(|(name, _)| name == model).unwrap().1.as_ref().unwrap().value.clone()
 }
 
 fn failed<'a>(verdict: &'a Verdict, model: &str) -> &'a Failed {
-    verdict
-        .models
-        .iter()
-        .find(|(name, _)| name == model)
-        .unwrap()
-        .1
-        .as_ref()
-        .unwrap_err()
+    verdict.models.iter().find(|(name, _)| name == model).unwrap().1.as_ref().unwrap_err()
 }
 
 fn job(source: Place, models: &[&str]) -> Job {
-    let image = Image {
-        id: "row 7".into(),
-        source,
-    };
-    Job::new(
-        "b".parse().unwrap(),
-        image,
-        "p".into(),
-        models.iter().map(|m| (*m).to_owned()).collect(),
-    )
+    let image = Image { id: "row 7".into(), source };
+    Job::new("b".parse().unwrap(), image, "p".into(), models.iter().map(|m| (*m).to_owned()).collect())
 }
 
 async fn request(provider: &Provider, models: &[&str], image: Prepared) -> PreparedRequest {
@@ -166,12 +120,7 @@ async fn restb_is_asked_by_url_with_predict_and_multipredict() {
     assert_eq!((one.method.as_str(), one.body.len()), ("GET", 0));
     let many = request(&restb, &["re_logo", "re_features_v4"], by_url()).await;
     assert_eq!(many.url.path(), "/vision/v2/multipredict");
-    assert!(
-        many.url
-            .query()
-            .unwrap()
-            .contains("model_id=re_logo%2Cre_features_v4&")
-    );
+    assert!(many.url.query().unwrap().contains("model_id=re_logo%2Cre_features_v4&"));
 }
 
 #[tokio::test]
@@ -179,25 +128,15 @@ async fn restb_takes_bytes_as_a_form_with_the_key_in_the_query() {
     let request = request(&preset("restb"), &["re_logo"], by_bytes()).await;
     assert_eq!(request.url.query(), Some("client_key=test-key-1234"));
     assert_eq!(request.body, "image_base64=-__-AA%3D%3D&model_id=re_logo");
-    assert_eq!(
-        request.headers["content-type"],
-        "application/x-www-form-urlencoded"
-    );
+    assert_eq!(request.headers["content-type"], "application/x-www-form-urlencoded");
 }
 
 #[test]
 fn restb_predictions_detections_and_scores_are_read() {
     let restb = preset("restb");
-    let verdict = judge(
-        &restb,
-        &reply(200, &[], sample!("restb_predict")),
-        &["re_roomtype_global_v2"],
-    );
+    let verdict = judge(&restb, &reply(200, &[], sample!("restb_predict")), &["re_roomtype_global_v2"]);
     assert_eq!(verdict.class, Class::Ok);
-    let expected = [
-        ("kitchen".to_owned(), Some(0.9731)),
-        ("dining_room".to_owned(), Some(0.0204)),
-    ];
+    let expected = [("kitchen".to_owned(), Some(0.9731)), ("dining_room".to_owned(), Some(0.0204))];
     assert_eq!(labels(&verdict, "re_roomtype_global_v2"), expected);
 
     let models = [
@@ -210,18 +149,12 @@ fn restb_predictions_detections_and_scores_are_read() {
     ];
     let verdict = judge(&restb, &reply(200, &[], sample!("restb_multipredict")), &models);
     assert_eq!((verdict.class, verdict.charged), (Class::Ok, true));
-    assert_eq!(
-        labels(&verdict, "re_roomtype_global_v2"),
-        [("kitchen".to_owned(), Some(0.97))]
-    );
+    assert_eq!(labels(&verdict, "re_roomtype_global_v2"), [("kitchen".to_owned(), Some(0.97))]);
     assert_eq!(labels(&verdict, "re_features_v4").len(), 2);
     assert_eq!(labels(&verdict, "re_logo"), []);
     assert_eq!(value(&verdict, "re_condition_r1r6_global"), Some(json!(4.3)));
     let refused = failed(&verdict, "re_compliance_v2");
-    assert_eq!(
-        (refused.class, refused.message.as_str()),
-        (Class::Rejected, "The image is too small")
-    );
+    assert_eq!((refused.class, refused.message.as_str()), (Class::Rejected, "The image is too small"));
     let missing = failed(&verdict, "re_exterior_styles");
     assert_eq!(missing.class, Class::Transient);
     assert!(missing.message.contains("paid") && missing.message.contains("nothing for this model"));
@@ -230,39 +163,20 @@ fn restb_predictions_detections_and_scores_are_read() {
 #[test]
 fn restb_says_005_under_any_status_and_that_is_a_limit() {
     for status in [200, 400, 403, 429, 500] {
-        let verdict = judge(
-            &preset("restb"),
-            &reply(status, &[], sample!("restb_throttled")),
-            &["re_logo"],
-        );
-        assert_eq!(
-            (verdict.class, verdict.charged),
-            (Class::Throttled, false),
-            "{status}"
-        );
+        let verdict = judge(&preset("restb"), &reply(status, &[], sample!("restb_throttled")), &["re_logo"]);
+        assert_eq!((verdict.class, verdict.charged), (Class::Throttled, false), "{status}");
         assert_eq!(verdict.hold_off, Some(Duration::from_secs(1)));
-        assert!(
-            verdict.message.contains("005: API rate limit exceeded"),
-            "{}",
-            verdict.message
-        );
+        assert!(verdict.message.contains("005: API rate limit exceeded"), "{}", verdict.message);
     }
 }
 
 #[test]
 fn restb_failures_of_the_image_are_rejected_also_under_200() {
     for status in [200, 400] {
-        let verdict = judge(
-            &preset("restb"),
-            &reply(status, &[], sample!("restb_rejected")),
-            &["re_logo", "re_x"],
-        );
+        let verdict =
+            judge(&preset("restb"), &reply(status, &[], sample!("restb_rejected")), &["re_logo", "re_x"]);
         assert_eq!(verdict.class, Class::Rejected);
-        assert!(
-            failed(&verdict, "re_x")
-                .message
-                .ends_with("004: The image can not be downloaded")
-        );
+        assert!(failed(&verdict, "re_x").message.ends_with("004: The image can not be downloaded"));
     }
 }
 
@@ -270,22 +184,13 @@ fn restb_failures_of_the_image_are_rejected_also_under_200() {
 async fn tiliter_is_asked_in_its_json_and_answers_two_models_at_once() {
     let tiliter = preset("tiliter");
     let request = request(&tiliter, &["product_recognition"], by_bytes()).await;
-    assert_eq!(
-        request.url.as_str(),
-        "https://recognition.services.tiliter.com/recognition/"
-    );
+    assert_eq!(request.url.as_str(), "https://recognition.services.tiliter.com/recognition/");
     assert_eq!(request.headers["tiliter-api-key"], KEY);
     let sent = sent_json(&request);
     assert_eq!(sent["images"][0]["image"], "+//+AA==");
     assert_eq!(sent["include_scores"], true);
     assert_eq!(sent["score_threshold"], Value::Null);
-    assert!(
-        sent["images"][0]["capture_time"]
-            .as_str()
-            .unwrap()
-            .parse::<Timestamp>()
-            .is_ok()
-    );
+    assert!(sent["images"][0]["capture_time"].as_str().unwrap().parse::<Timestamp>().is_ok());
 
     let models = ["product_recognition", "bag_recognition"];
     let verdict = judge(&tiliter, &reply(200, &[], sample!("tiliter_recognised")), &models);
@@ -300,23 +205,16 @@ async fn tiliter_is_asked_in_its_json_and_answers_two_models_at_once() {
 
 #[tokio::test]
 async fn openai_takes_a_url_or_a_data_url_in_the_same_message() {
-    let openai = load(
-        "openai",
-        "endpoint = 'http://localhost:8000/v1'\noptions.prompt = 'say \"x\"\\n'",
-    )
-    .unwrap();
-    for (image, expected) in [
-        (by_url(), "https://x.example/1.jpg?a=1&b=2"),
-        (by_bytes(), "data:image/jpeg;base64,+//+AA=="),
-    ] {
+    let openai =
+        load("openai", "endpoint = 'http://localhost:8000/v1'\noptions.prompt = 'say \"x\"\\n'").unwrap();
+    for (image, expected) in
+        [(by_url(), "https://x.example/1.jpg?a=1&b=2"), (by_bytes(), "data:image/jpeg;base64,+//+AA==")]
+    {
         let request = request(&openai, &["a-vision-model"], image).await;
         assert_eq!(request.url.as_str(), "http://localhost:8000/v1/chat/completions");
         assert_eq!(request.headers["authorization"], "Bearer test-key-1234");
         let sent = sent_json(&request);
-        assert_eq!(
-            (&sent["model"], &sent["max_completion_tokens"]),
-            (&json!("a-vision-model"), &json!(300))
-        );
+        assert_eq!((&sent["model"], &sent["max_completion_tokens"]), (&json!("a-vision-model"), &json!(300)));
         assert_eq!(sent["messages"][0]["content"][0]["text"], "say \"x\"\\n");
         assert_eq!(sent["messages"][0]["content"][1]["image_url"]["url"], expected);
     }
@@ -331,26 +229,12 @@ fn openai_answers_refusals_limits_and_a_spent_budget_are_told_apart() {
     let refused = judge(200, &[], sample!("openai_refused"));
     assert_eq!(refused.class, Class::Rejected);
     assert!(refused.message.contains("I can't help with that."));
-    let throttled = judge(
-        429,
-        &[("x-ratelimit-reset-requests", "1m2s")],
-        sample!("openai_throttled"),
-    );
-    assert_eq!(
-        (throttled.class, throttled.hold_off),
-        (Class::Throttled, Some(Duration::from_secs(62)))
-    );
-    assert_eq!(
-        judge(429, &[], sample!("openai_no_budget")).class,
-        Class::Unauthorized
-    );
+    let throttled = judge(429, &[("x-ratelimit-reset-requests", "1m2s")], sample!("openai_throttled"));
+    assert_eq!((throttled.class, throttled.hold_off), (Class::Throttled, Some(Duration::from_secs(62))));
+    assert_eq!(judge(429, &[], sample!("openai_no_budget")).class, Class::Unauthorized);
     let bad_key = judge(401, &[], sample!("openai_bad_key"));
     assert_eq!(bad_key.class, Class::Unauthorized);
-    assert!(
-        bad_key.message.contains("[redacted]") && !bad_key.message.contains(KEY),
-        "{}",
-        bad_key.message
-    );
+    assert!(bad_key.message.contains("[redacted]") && !bad_key.message.contains(KEY), "{}", bad_key.message);
 }
 
 #[tokio::test]
@@ -363,19 +247,11 @@ async fn rapidocr_gets_a_file_and_gives_lines_of_text() {
         body.contains("name=\"image_file\"; filename=\"image.jpeg\"\r\nContent-Type: image/jpeg\r\n\r\n"),
         "{body}"
     );
-    assert!(
-        request
-            .body
-            .windows(4)
-            .any(|bytes| bytes == [0xfb, 0xff, 0xfe, 0x00])
-    );
+    assert!(request.body.windows(4).any(|bytes| bytes == [0xfb, 0xff, 0xfe, 0x00]));
 
     let verdict = judge(&rapidocr, &reply(200, &[], sample!("rapidocr_text")), &["ocr"]);
     assert_eq!(value(&verdict, "ocr"), Some(json!("OPEN HOUSE\nSunday 2 pm")));
-    assert_eq!(
-        labels(&verdict, "ocr")[1],
-        ("Sunday 2 pm".to_owned(), Some(0.9277))
-    );
+    assert_eq!(labels(&verdict, "ocr")[1], ("Sunday 2 pm".to_owned(), Some(0.9277)));
     let verdict = judge(&rapidocr, &reply(200, &[], sample!("rapidocr_nothing")), &["ocr"]);
     assert_eq!(
         (verdict.class, labels(&verdict, "ocr"), value(&verdict, "ocr")),
@@ -393,11 +269,7 @@ async fn the_generic_api_gets_its_models_as_an_array_and_may_answer_in_part() {
     let generic = preset("generic");
     let sent = sent_json(&request(&generic, &["rooms", "roms"], by_url()).await);
     assert_eq!(sent["models"], json!(["rooms", "roms"]));
-    let verdict = judge(
-        &generic,
-        &reply(200, &[], sample!("generic_partial")),
-        &["rooms", "roms"],
-    );
+    let verdict = judge(&generic, &reply(200, &[], sample!("generic_partial")), &["rooms", "roms"]);
     assert_eq!(verdict.class, Class::Ok);
     assert_eq!(labels(&verdict, "rooms"), [("kitchen".to_owned(), Some(0.93))]);
     assert_eq!(failed(&verdict, "roms").class, Class::Rejected);
@@ -409,10 +281,7 @@ fn a_model_that_is_not_known_is_refused_with_the_one_that_was_meant() {
     assert!(tiliter.accepts("bag_recognition").is_ok());
     let why = tiliter.accepts("bag_recogniton").unwrap_err();
     assert!(why.contains("did you mean `bag_recognition`?"), "{why}");
-    assert!(
-        preset("restb").accepts("re_roomtype_global_v9").is_ok(),
-        "new versions come often"
-    );
+    assert!(preset("restb").accepts("re_roomtype_global_v9").is_ok(), "new versions come often");
     assert!(preset("restb").accepts("roomtype").is_err());
 }
 
@@ -424,10 +293,7 @@ fn settings_over_a_preset_change_what_they_name_and_nothing_else() {
     )
     .unwrap();
     assert_eq!(mine.definition().endpoint, "https://api-eu.restb.ai");
-    assert_eq!(
-        mine.definition().auth.key_env.as_deref(),
-        Some("RESTB_CLIENT_KEY")
-    );
+    assert_eq!(mine.definition().auth.key_env.as_deref(), Some("RESTB_CLIENT_KEY"));
     assert!((mine.tariff().of_call(6) - 0.06).abs() < 1e-12);
     assert_eq!((mine.name(), mine.limits().name.as_str()), ("mine", "mine"));
 }
@@ -491,22 +357,11 @@ fn a_proxy_with_a_password_is_refused_and_the_password_not_shown() {
 
 #[test]
 fn a_missing_key_says_where_it_is_looked_for_and_an_unknown_preset_what_was_meant() {
-    let source = Source {
-        env: &|_| None,
-        folder: Path::new("."),
-    };
-    let why = Provider::load("restb", &Document::empty("t.toml"), source)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        why.contains("auth: the key is missing: set the environment variable RESTB_CLIENT_KEY"),
-        "{why}"
-    );
+    let source = Source { env: &|_| None, folder: Path::new(".") };
+    let why = Provider::load("restb", &Document::empty("t.toml"), source).unwrap_err().to_string();
+    assert!(why.contains("auth: the key is missing: set the environment variable RESTB_CLIENT_KEY"), "{why}");
     let why = load("x", "preset = 'retsb'").unwrap_err();
-    assert!(
-        why.contains("there is no preset `retsb`: did you mean `restb`?"),
-        "{why}"
-    );
+    assert!(why.contains("there is no preset `retsb`: did you mean `restb`?"), "{why}");
     assert!(
         load("x", "endpont = 'http://a'\npreset = 'generic'")
             .unwrap_err()
@@ -517,12 +372,8 @@ fn a_missing_key_says_where_it_is_looked_for_and_an_unknown_preset_what_was_mean
 #[tokio::test]
 async fn a_role_that_makes_no_calls_needs_no_key_and_can_make_none() {
     let settings = Document::parse("s.toml", "[providers.restb]").unwrap();
-    let restb = Arc::clone(
-        Catalog::load_without_keys(&settings, Path::new("."))
-            .unwrap()
-            .get("restb")
-            .unwrap(),
-    );
+    let restb =
+        Arc::clone(Catalog::load_without_keys(&settings, Path::new(".")).unwrap().get("restb").unwrap());
     assert_eq!(restb.models_per_call(), 6);
     let job = job(Place::Url("https://x.example/1.jpg".into()), &["re_logo"]);
     let why = restb.request(&job, &job.models, &by_url()).await.unwrap_err();
@@ -531,16 +382,8 @@ async fn a_role_that_makes_no_calls_needs_no_key_and_can_make_none() {
 
 #[test]
 fn a_bearer_key_may_be_missing_because_servers_of_your_own_need_none() {
-    let source = Source {
-        env: &|_| None,
-        folder: Path::new("."),
-    };
-    assert!(
-        Provider::load("openai", &Document::empty("t"), source)
-            .unwrap()
-            .key
-            .is_none()
-    );
+    let source = Source { env: &|_| None, folder: Path::new(".") };
+    assert!(Provider::load("openai", &Document::empty("t"), source).unwrap().key.is_none());
 }
 
 #[test]
@@ -553,32 +396,15 @@ fn a_description_in_a_file_is_found_beside_the_settings() {
         "[providers.mine]\nfile = 'mine.toml'\n[providers.gone]\nfile = 'gone.toml'",
     )
     .unwrap();
-    let source = Source {
-        env: &with_key,
-        folder: folder.path(),
-    };
+    let source = Source { env: &with_key, folder: folder.path() };
     let why = Catalog::load(&settings, source).unwrap_err().to_string();
-    assert!(
-        why.starts_with("s.toml:4: providers.gone.file: ") && why.contains("gone.toml"),
-        "{why}"
-    );
-    let settings = Document::parse(
-        "s.toml",
-        "[providers.mine]\nfile = 'mine.toml'\n[providers.restb]",
-    )
-    .unwrap();
+    assert!(why.starts_with("s.toml:4: providers.gone.file: ") && why.contains("gone.toml"), "{why}");
+    let settings =
+        Document::parse("s.toml", "[providers.mine]\nfile = 'mine.toml'\n[providers.restb]").unwrap();
     let catalog = Catalog::load(&settings, source).unwrap();
-    assert_eq!(
-        catalog.get("mine").unwrap().definition().endpoint,
-        "http://a.example"
-    );
+    assert_eq!(catalog.get("mine").unwrap().definition().endpoint, "http://a.example");
     assert_eq!(catalog.iter().count(), 2);
-    assert!(
-        catalog
-            .get("restbb")
-            .unwrap_err()
-            .contains("did you mean `restb`?")
-    );
+    assert!(catalog.get("restbb").unwrap_err().contains("did you mean `restb`?"));
 }
 
 #[tokio::test]

@@ -55,9 +55,7 @@ impl Default for Config {
 /// The URL may hold a password.
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("rabbit::Config")
-            .field("endpoint", &self.endpoint())
-            .finish_non_exhaustive()
+        f.debug_struct("rabbit::Config").field("endpoint", &self.endpoint()).finish_non_exhaustive()
     }
 }
 
@@ -106,10 +104,8 @@ mod tests {
 
     #[test]
     fn a_shown_endpoint_has_no_password() {
-        let config = Config {
-            url: "amqps://me:p@ss@mq.example.com:5671/v?heartbeat=1".into(),
-            ..Config::default()
-        };
+        let config =
+            Config { url: "amqps://me:p@ss@mq.example.com:5671/v?heartbeat=1".into(), ..Config::default() };
         assert_eq!(config.endpoint(), "amqps://mq.example.com:5671/v");
         assert!(!format!("{config:?}").contains("p@ss"));
     }

@@ -75,15 +75,7 @@ pub(super) fn start(
 ) -> RabbitIntake {
     // Room for one: a job picked earlier than needed was picked by stale weights.
     let (lend, deliveries) = mpsc::channel(1);
-    let pump = Pump {
-        link,
-        publisher,
-        lanes,
-        prefetch,
-        lend,
-        stop: stop.clone(),
-        tasks: tasks.clone(),
-    };
+    let pump = Pump { link, publisher, lanes, prefetch, lend, stop: stop.clone(), tasks: tasks.clone() };
     tasks.spawn(pump.run());
     RabbitIntake { deliveries, stop }
 }
@@ -242,21 +234,12 @@ struct Lane {
 impl Session {
     async fn open(up: &Up, lanes: u8, prefetch: u16) -> Result<Self, QueueError> {
         let channel = Arc::new(bounded(up.connection.create_channel()).await?);
-        let keys: Vec<_> = Priority::ALL
-            .into_iter()
-            .flat_map(|p| (0..lanes).map(move |lane| (p, lane)))
-            .collect();
+        let keys: Vec<_> =
+            Priority::ALL.into_iter().flat_map(|p| (0..lanes).map(move |lane| (p, lane))).collect();
         let mut session = Self {
             channel,
             turns: Turns::new(keys.iter().map(|(priority, _)| weight(*priority))),
-            lanes: keys
-                .into_iter()
-                .map(|key| Lane {
-                    key,
-                    consumers: VecDeque::new(),
-                    head: None,
-                })
-                .collect(),
+            lanes: keys.into_iter().map(|key| Lane { key, consumers: VecDeque::new(), head: None }).collect(),
             generation: 0,
             prefetch: prefetch.max(1),
         };
@@ -273,8 +256,7 @@ impl Session {
             let queue = job_queue(priority, number).as_str().into();
             let options = BasicConsumeOptions::default();
             let consumer =
-                self.channel
-                    .basic_consume(queue, tag.as_str().into(), options, FieldTable::default());
+                self.channel.basic_consume(queue, tag.as_str().into(), options, FieldTable::default());
             lane.consumers.push_back(bounded(consumer).await?);
         }
         Ok(())
@@ -294,11 +276,7 @@ impl Session {
     async fn cancel_consumers(&mut self) -> Result<(), QueueError> {
         for lane in &self.lanes {
             if let Some(consumer) = lane.consumers.back() {
-                bounded(
-                    self.channel
-                        .basic_cancel(consumer.tag(), BasicCancelOptions::default()),
-                )
-                .await?;
+                bounded(self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await?;
             }
         }
         Ok(())
@@ -311,19 +289,12 @@ impl Session {
                 return Poll::Ready(Err(error));
             }
         }
-        let ready = self
-            .lanes
-            .iter()
-            .enumerate()
-            .filter(|(_, lane)| lane.head.is_some())
-            .map(|(at, _)| at);
+        let ready = self.lanes.iter().enumerate().filter(|(_, lane)| lane.head.is_some()).map(|(at, _)| at);
         match self.turns.take(ready) {
             Some(at) => {
                 let lane = &mut self.lanes[at];
                 let key = lane.key;
-                lane.head
-                    .take()
-                    .map_or(Poll::Pending, |head| Poll::Ready(Ok((key, head))))
+                lane.head.take().map_or(Poll::Pending, |head| Poll::Ready(Ok((key, head))))
             }
             None => Poll::Pending,
         }
@@ -353,10 +324,7 @@ impl Lane {
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), QueueError>> {
         while self.head.is_none() {
             let Some(consumer) = self.consumers.front_mut() else {
-                return Poll::Ready(Err(QueueError::Away(format!(
-                    "no consumer on lane {:?}",
-                    self.key
-                ))));
+                return Poll::Ready(Err(QueueError::Away(format!("no consumer on lane {:?}", self.key))));
             };
             match Pin::new(consumer).poll_next(cx) {
                 Poll::Pending => return Poll::Pending,
@@ -384,9 +352,6 @@ impl Lane {
 async fn bounded<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, QueueError> {
     match timeout(REQUEST_TIMEOUT, request).await {
         Ok(answer) => answer.map_err(topology::away),
-        Err(_) => Err(QueueError::Away(format!(
-            "no answer within {} s",
-            REQUEST_TIMEOUT.as_secs()
-        ))),
+        Err(_) => Err(QueueError::Away(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()))),
     }
 }

@@ -28,11 +28,7 @@ impl Turns {
     /// Turns for lanes of these weights.
     pub(super) fn new(weights: impl IntoIterator<Item = u64>) -> Self {
         let strides: Vec<u64> = weights.into_iter().map(|weight| STRIDE / weight.max(1)).collect();
-        Self {
-            passes: vec![0; strides.len()],
-            strides,
-            now: 0,
-        }
+        Self { passes: vec![0; strides.len()], strides, now: 0 }
     }
 
     /// Takes the turn of one of the lanes that are `ready`.

@@ -64,13 +64,7 @@ impl Link {
     ) -> Self {
         let (state, seen) = watch::channel(State::Down(QueueError::Away("not connected yet".to_owned())));
         let (retire, retired) = mpsc::channel(4);
-        let supervisor = Supervisor {
-            name,
-            config,
-            state,
-            retired,
-            stop,
-        };
+        let supervisor = Supervisor { name, config, state, retired, stop };
         tasks.spawn(supervisor.run());
         Self { state: seen, retire }
     }
@@ -125,11 +119,7 @@ impl Supervisor {
                 ended = self.epoch(epoch) => ended,
                 () = stop.cancelled() => return self.close().await,
             };
-            failures = if since.elapsed() > HEALTHY {
-                0
-            } else {
-                failures + 1
-            };
+            failures = if since.elapsed() > HEALTHY { 0 } else { failures + 1 };
             warn!(connection = self.name, broker = %self.config.endpoint(), reason = %ended, "disconnected");
             self.state.send_replace(State::Down(ended));
             tokio::select! {
@@ -150,13 +140,7 @@ impl Supervisor {
         };
         info!(connection = self.name, broker = %self.config.endpoint(), epoch, "connected");
         let mut events = connection.events_listener();
-        let up = |blocked| {
-            State::Up(Up {
-                connection: connection.clone(),
-                epoch,
-                blocked,
-            })
-        };
+        let up = |blocked| State::Up(Up { connection: connection.clone(), epoch, blocked });
         self.state.send_replace(up(connection.status().blocked()));
         // An event can be missed (it may be sent before anyone listens), a state can't.
         let mut check = interval(CHECK_EVERY);
@@ -195,9 +179,7 @@ impl Supervisor {
         uri.query.frame_max.get_or_insert(FRAME_MAX);
         let name = format!("pixfleet {} {}", self.name, std::process::id());
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let connection = Connection::connect_uri(uri, properties)
-            .await
-            .map_err(topology::away)?;
+        let connection = Connection::connect_uri(uri, properties).await.map_err(topology::away)?;
         topology::declare(&connection, self.config.lanes).await?;
         Ok(connection)
     }
@@ -212,9 +194,7 @@ impl Supervisor {
 
 /// Full jitter over an exponential: `random` is in 0..1.
 fn pause(failures: u32, random: f64) -> Duration {
-    let ceiling = Duration::from_millis(100)
-        .saturating_mul(1 << failures.min(10))
-        .min(MAX_PAUSE);
+    let ceiling = Duration::from_millis(100).saturating_mul(1 << failures.min(10)).min(MAX_PAUSE);
     Duration::from_millis(20) + ceiling.mul_f64(random)
 }
 
@@ -226,9 +206,6 @@ mod tests {
     fn pauses_grow_with_failures_and_stay_bounded() {
         assert!(pause(1, 0.999) < Duration::from_millis(250));
         assert!(pause(60, 0.999) <= MAX_PAUSE + Duration::from_millis(20));
-        assert!(
-            pause(60, 0.0) < Duration::from_millis(30),
-            "full jitter reaches down to nothing"
-        );
+        assert!(pause(60, 0.0) < Duration::from_millis(30), "full jitter reaches down to nothing");
     }
 }

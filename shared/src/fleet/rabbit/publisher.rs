@@ -78,10 +78,7 @@ impl Publisher {
                 () = stop.cancelled() => {}
             }
         });
-        Self {
-            parcels,
-            patience: config.publish_patience(),
-        }
+        Self { parcels, patience: config.publish_patience() }
     }
 
     /// Publishes the messages; all are stored when it returns.
@@ -100,10 +97,9 @@ impl Publisher {
         match timeout(self.patience, said).await {
             Ok(Some(outcome)) => outcome,
             Ok(None) => Err(QueueError::Away("the publisher has stopped".to_owned())),
-            Err(_) => Err(QueueError::Away(format!(
-                "nothing confirmed within {} s",
-                self.patience.as_secs()
-            ))),
+            Err(_) => {
+                Err(QueueError::Away(format!("nothing confirmed within {} s", self.patience.as_secs())))
+            }
         }
     }
 }
@@ -134,23 +130,10 @@ struct Caller {
 impl Unconfirmed {
     fn accept(&mut self, parcel: Parcel) {
         let caller = self.next;
-        self.callers.insert(
-            caller,
-            Caller {
-                waiting_for: parcel.messages.len(),
-                done: parcel.done,
-            },
-        );
+        self.callers.insert(caller, Caller { waiting_for: parcel.messages.len(), done: parcel.done });
         for message in parcel.messages {
             self.next += 1;
-            self.messages.insert(
-                self.next,
-                Pending {
-                    message: Arc::new(message),
-                    caller,
-                    returns: 0,
-                },
-            );
+            self.messages.insert(self.next, Pending { message: Arc::new(message), caller, returns: 0 });
             self.backlog.push_back(self.next);
         }
         self.next += 1;
@@ -218,11 +201,7 @@ impl Owner {
             match self.epoch(&up).await {
                 Ended::Done => return,
                 Ended::Lost(reason) => {
-                    warn!(
-                        reason,
-                        unconfirmed = self.ledger.messages.len(),
-                        "publishing channel lost"
-                    );
+                    warn!(reason, unconfirmed = self.ledger.messages.len(), "publishing channel lost");
                     self.link.retire(up.epoch);
                     self.ledger.all_again();
                     // The link needs a moment to notice; a new epoch is waited for in `up`.
@@ -336,12 +315,7 @@ impl Owner {
             self.ledger.refused(number, error);
             return Ok(());
         }
-        match timeout(
-            self.confirm_timeout,
-            topology::declare(&up.connection, self.lanes),
-        )
-        .await
-        {
+        match timeout(self.confirm_timeout, topology::declare(&up.connection, self.lanes)).await {
             Ok(Ok(())) => self.ledger.backlog.push_back(number),
             Ok(Err(error @ QueueError::Topology(_))) => self.ledger.refused(number, error),
             Ok(Err(error)) => return Err(error.to_string()),
@@ -362,21 +336,13 @@ async fn say(
     number: u64,
     message: Arc<Message>,
 ) -> (u64, Result<Confirmation, lapin::Error>) {
-    let mandatory = BasicPublishOptions {
-        mandatory: true,
-        ..BasicPublishOptions::default()
-    };
-    let (exchange, key) = (
-        message.exchange.as_str().into(),
-        message.routing_key.as_str().into(),
-    );
-    let confirm = match channel
-        .basic_publish(exchange, key, mandatory, &message.body, properties(&message))
-        .await
-    {
-        Ok(confirm) => confirm.await,
-        Err(error) => Err(error),
-    };
+    let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let (exchange, key) = (message.exchange.as_str().into(), message.routing_key.as_str().into());
+    let confirm =
+        match channel.basic_publish(exchange, key, mandatory, &message.body, properties(&message)).await {
+            Ok(confirm) => confirm.await,
+            Err(error) => Err(error),
+        };
     (number, confirm)
 }
 

@@ -45,14 +45,7 @@ impl RabbitQueue {
         let publishing = Link::start("publish", config.clone(), &tasks, stop.clone());
         let consuming = Link::start("consume", config.clone(), &tasks, stop.clone());
         let publisher = Publisher::start(publishing.clone(), &config, &tasks, stop.clone());
-        Arc::new(Self {
-            config,
-            publishing,
-            consuming,
-            publisher,
-            tasks,
-            stop,
-        })
+        Arc::new(Self { config, publishing, consuming, publisher, tasks, stop })
     }
 
     /// Starts, and waits for the broker within the connect timeout.
@@ -112,16 +105,12 @@ impl Queue for RabbitQueue {
         let up = self.publishing.clone().up().await;
         let emptiest = async {
             let channel = up.connection.create_channel().await?;
-            let passive = QueueDeclareOptions {
-                passive: true,
-                ..QueueDeclareOptions::durable()
-            };
+            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
             let mut depths = Vec::with_capacity(self.config.lanes.into());
             for lane in 0..self.config.lanes {
                 let name = job_queue(priority, lane);
-                let queue = channel
-                    .queue_declare(name.as_str().into(), passive, FieldTable::default())
-                    .await?;
+                let queue =
+                    channel.queue_declare(name.as_str().into(), passive, FieldTable::default()).await?;
                 // Between equals chance decides, or every first batch would meet in lane 0.
                 depths.push((queue.message_count(), rand::random::<u32>(), lane));
             }
@@ -130,17 +119,13 @@ impl Queue for RabbitQueue {
         };
         match timeout(REQUEST_TIMEOUT, emptiest).await {
             Ok(answer) => answer.map_err(topology::away),
-            Err(_) => Err(QueueError::Away(
-                "the lanes' depths did not come in time".to_owned(),
-            )),
+            Err(_) => Err(QueueError::Away("the lanes' depths did not come in time".to_owned())),
         }
     }
 
     async fn enqueue(&self, jobs: Vec<Job>) -> Result<(), QueueError> {
-        let messages: Result<_, _> = jobs
-            .iter()
-            .map(|job| job_message(job, JOBS_EXCHANGE.to_owned()))
-            .collect();
+        let messages: Result<_, _> =
+            jobs.iter().map(|job| job_message(job, JOBS_EXCHANGE.to_owned())).collect();
         self.publisher.publish(messages?).await
     }
 
@@ -152,21 +137,12 @@ impl Queue for RabbitQueue {
     async fn receive(&self, prefetch: watch::Receiver<u16>) -> Result<Box<dyn Intake>, QueueError> {
         let (link, publisher) = (self.consuming.clone(), self.publisher.clone());
         let stop = self.stop.child_token();
-        Ok(Box::new(intake::start(
-            link,
-            publisher,
-            self.config.lanes,
-            prefetch,
-            &self.tasks,
-            stop,
-        )))
+        Ok(Box::new(intake::start(link, publisher, self.config.lanes, prefetch, &self.tasks, stop)))
     }
 
     async fn subscribe(&self, subscription: Subscription) -> Result<Box<dyn Subscriber>, QueueError> {
         let link = self.consuming.clone();
-        Ok(Box::new(
-            RabbitSubscriber::open(link, self.config.lanes, subscription).await?,
-        ))
+        Ok(Box::new(RabbitSubscriber::open(link, self.config.lanes, subscription).await?))
     }
 
     fn health(&self) -> Result<(), String> {

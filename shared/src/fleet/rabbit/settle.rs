@@ -146,10 +146,7 @@ fn dead_letter(job: &Job, reason: Reason) -> Result<Message, QueueError> {
 }
 
 fn result_message(result: ImageResult, trace_of_job: Option<TraceParent>) -> Result<Message, QueueError> {
-    announcement_message(&Announcement::Result(
-        Box::new(result),
-        trace_of_job.map(TraceParent::child),
-    ))
+    announcement_message(&Announcement::Result(Box::new(result), trace_of_job.map(TraceParent::child)))
 }
 
 /// The message of an announcement for the results exchange.
@@ -164,22 +161,16 @@ pub(super) fn announcement_message(announcement: &Announcement) -> Result<Messag
         id: announcement.id().to_string(),
         content_type: CLOUD_EVENT_TYPE,
         headers,
-        body: announcement
-            .to_message()
-            .map_err(|error| QueueError::Unsendable(error.to_string()))?,
+        body: announcement.to_message().map_err(|error| QueueError::Unsendable(error.to_string()))?,
     })
 }
 
 fn body(job: &Job) -> Result<Vec<u8>, QueueError> {
-    job.to_message()
-        .map_err(|error| QueueError::Unsendable(format!("job {}: {error}", job.id)))
+    job.to_message().map_err(|error| QueueError::Unsendable(format!("job {}: {error}", job.id)))
 }
 
 fn trace(traceparent: Option<TraceParent>) -> Vec<(&'static str, String)> {
-    traceparent
-        .map(|trace| ("traceparent", trace.to_string()))
-        .into_iter()
-        .collect()
+    traceparent.map(|trace| ("traceparent", trace.to_string())).into_iter().collect()
 }
 
 fn death(reason: Reason, message: &str) -> Vec<(&'static str, String)> {

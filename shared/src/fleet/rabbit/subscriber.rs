@@ -49,14 +49,7 @@ struct Session {
 impl RabbitSubscriber {
     /// Subscribes; the durable queue and its bindings exist when it returns.
     pub(super) async fn open(link: Link, lanes: u8, subscription: Subscription) -> Result<Self, QueueError> {
-        let mut subscriber = Self {
-            link,
-            lanes,
-            subscription,
-            session: None,
-            next_offset: None,
-            unacked: 0,
-        };
+        let mut subscriber = Self { link, lanes, subscription, session: None, next_offset: None, unacked: 0 };
         subscriber.session = Some(subscriber.connect().await?);
         Ok(subscriber)
     }
@@ -72,10 +65,7 @@ impl RabbitSubscriber {
             Ok(Err(error)) => Err(topology::away(error)),
             Err(_) => {
                 self.link.retire(up.epoch);
-                Err(QueueError::Away(format!(
-                    "no answer within {} s",
-                    REQUEST_TIMEOUT.as_secs()
-                )))
+                Err(QueueError::Away(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())))
             }
         }
     }
@@ -91,14 +81,8 @@ impl RabbitSubscriber {
             None => (RESULTS_LOG.to_owned(), self.offset()),
         };
         let options = BasicConsumeOptions::default();
-        let consumer = channel
-            .basic_consume(queue.as_str().into(), "".into(), options, arguments)
-            .await?;
-        Ok(Session {
-            channel,
-            consumer,
-            last_tag: 0,
-        })
+        let consumer = channel.basic_consume(queue.as_str().into(), "".into(), options, arguments).await?;
+        Ok(Session { channel, consumer, last_tag: 0 })
     }
 
     fn offset(&self) -> FieldTable {
@@ -108,9 +92,7 @@ impl RabbitSubscriber {
             (None, From::Beginning) => AMQPValue::LongString("first".into()),
             // The stream is cut in chunks: it begins with the chunk that holds this second.
             (None, From::Ago(ago)) => {
-                let seconds = Timestamp::now()
-                    .as_second()
-                    .saturating_sub_unsigned(ago.as_secs());
+                let seconds = Timestamp::now().as_second().saturating_sub_unsigned(ago.as_secs());
                 AMQPValue::Timestamp(seconds.max(0).unsigned_abs())
             }
         };
@@ -129,9 +111,8 @@ impl RabbitSubscriber {
                         return Ok(message);
                     }
                     ended => {
-                        let reason = ended
-                            .and_then(Result::err)
-                            .map_or("ended".to_owned(), |e| e.to_string());
+                        let reason =
+                            ended.and_then(Result::err).map_or("ended".to_owned(), |e| e.to_string());
                         warn!(reason, "subscription lost, opening it again");
                         self.session = None;
                         self.unacked = 0;
@@ -168,16 +149,9 @@ impl RabbitSubscriber {
         }
         self.unacked = 0;
         let multiple = BasicAckOptions { multiple: true };
-        match timeout(
-            REQUEST_TIMEOUT,
-            session.channel.basic_ack(session.last_tag, multiple),
-        )
-        .await
-        {
+        match timeout(REQUEST_TIMEOUT, session.channel.basic_ack(session.last_tag, multiple)).await {
             Ok(acked) => acked.map_err(topology::away),
-            Err(_) => Err(QueueError::Away(
-                "the ack could not be written in time".to_owned(),
-            )),
+            Err(_) => Err(QueueError::Away("the ack could not be written in time".to_owned())),
         }
     }
 }
@@ -207,13 +181,7 @@ impl Subscriber for RabbitSubscriber {
 }
 
 fn stream_offset(message: &Message) -> Option<i64> {
-    match message
-        .properties
-        .headers()
-        .as_ref()?
-        .inner()
-        .get("x-stream-offset")?
-    {
+    match message.properties.headers().as_ref()?.inner().get("x-stream-offset")? {
         AMQPValue::LongLongInt(offset) => Some(*offset),
         _ => None,
     }

@@ -73,10 +73,7 @@ pub(super) fn subscriber_keys(filter: &Filter) -> [String; 2] {
     let provider = or_any(filter.provider.as_deref().map(word));
     let model = or_any(filter.model.as_deref().map(word));
     let outcome = filter.outcome.map_or("*", |outcome| outcome.as_str());
-    [
-        format!("{provider}.{model}.{outcome}.{batch}"),
-        format!("pixfleet.batch.*.{batch}"),
-    ]
+    [format!("{provider}.{model}.{outcome}.{batch}"), format!("pixfleet.batch.*.{batch}")]
 }
 
 struct Queue {
@@ -107,11 +104,7 @@ pub(super) async fn declare(connection: &Connection, lanes: u8) -> Result<(), Qu
     }
     // The channel has served; a failure to close it is the connection's, and is seen there.
     let _ = channel.close(200, "declared".into()).await;
-    if differences.is_empty() {
-        Ok(())
-    } else {
-        Err(QueueError::Topology(differences.join("; ")))
-    }
+    if differences.is_empty() { Ok(()) } else { Err(QueueError::Topology(differences.join("; "))) }
 }
 
 /// Declares a durable subscriber's queue with its bindings.
@@ -120,18 +113,8 @@ pub(super) async fn declare_subscriber(
     name: &str,
     filter: &Filter,
 ) -> Result<(), lapin::Error> {
-    let bindings = subscriber_keys(filter)
-        .map(|key| (RESULTS_EXCHANGE.to_owned(), key))
-        .to_vec();
-    declare_queue(
-        channel,
-        &Queue {
-            name: subscriber_queue(name),
-            arguments: quorum(),
-            bindings,
-        },
-    )
-    .await
+    let bindings = subscriber_keys(filter).map(|key| (RESULTS_EXCHANGE.to_owned(), key)).to_vec();
+    declare_queue(channel, &Queue { name: subscriber_queue(name), arguments: quorum(), bindings }).await
 }
 
 fn exchanges() -> Vec<(String, ExchangeKind)> {
@@ -199,20 +182,14 @@ fn dead_lettering(exchange: &'static str) -> [(&'static str, AMQPValue); 4] {
 fn jobs() -> FieldTable {
     let mut arguments = table(dead_lettering(DEAD_EXCHANGE));
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
-    arguments.insert(
-        "x-dead-letter-routing-key".into(),
-        text(Reason::DeliveryLimit.as_str()),
-    );
+    arguments.insert("x-dead-letter-routing-key".into(), text(Reason::DeliveryLimit.as_str()));
     arguments
 }
 
 /// No dead-letter routing key: the message keeps `<priority>.<lane>` and finds its way back.
 fn retry(delay: Duration) -> FieldTable {
     let mut arguments = table(dead_lettering(JOBS_EXCHANGE));
-    arguments.insert(
-        "x-message-ttl".into(),
-        AMQPValue::LongLongInt(delay.as_millis() as i64),
-    );
+    arguments.insert("x-message-ttl".into(), AMQPValue::LongLongInt(delay.as_millis() as i64));
     arguments
 }
 
@@ -229,34 +206,17 @@ fn table<const N: usize>(entries: [(&'static str, AMQPValue); N]) -> FieldTable 
 }
 
 async fn declare_exchange(channel: &Channel, name: &str, kind: ExchangeKind) -> Result<(), lapin::Error> {
-    let durable = ExchangeDeclareOptions {
-        durable: true,
-        ..ExchangeDeclareOptions::default()
-    };
-    channel
-        .exchange_declare(name.into(), kind, durable, FieldTable::default())
-        .await
+    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    channel.exchange_declare(name.into(), kind, durable, FieldTable::default()).await
 }
 
 async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<(), lapin::Error> {
     let name = ShortString::from(queue.name.as_str());
-    channel
-        .queue_declare(
-            name.clone(),
-            QueueDeclareOptions::durable(),
-            queue.arguments.clone(),
-        )
-        .await?;
+    channel.queue_declare(name.clone(), QueueDeclareOptions::durable(), queue.arguments.clone()).await?;
     for (exchange, key) in &queue.bindings {
         let (exchange, key) = (exchange.as_str().into(), key.as_str().into());
         channel
-            .queue_bind(
-                name.clone(),
-                exchange,
-                key,
-                QueueBindOptions::default(),
-                FieldTable::default(),
-            )
+            .queue_bind(name.clone(), exchange, key, QueueBindOptions::default(), FieldTable::default())
             .await?;
     }
     Ok(())
@@ -265,9 +225,7 @@ async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<(), lapin::Er
 /// The words for a refused declaration; any other failure ends the attempt.
 fn difference(what: &str, error: &lapin::Error) -> Result<String, QueueError> {
     if error.is_amqp_soft_error() {
-        Ok(format!(
-            "{what}: {error}. Delete or rename it, or upgrade every process to the same release"
-        ))
+        Ok(format!("{what}: {error}. Delete or rename it, or upgrade every process to the same release"))
     } else {
         Err(away(error.clone()))
     }

@@ -92,10 +92,9 @@ impl Mapping {
     fn smooth(&mut self, round_trip: u64) {
         self.travel_us = Some(match self.travel_us {
             None => (round_trip, round_trip / 2),
-            Some((mean, spread)) => (
-                (7 * mean + round_trip) / 8,
-                (3 * spread + mean.abs_diff(round_trip)) / 4,
-            ),
+            Some((mean, spread)) => {
+                ((7 * mean + round_trip) / 8, (3 * spread + mean.abs_diff(round_trip)) / 4)
+            }
         });
     }
 
@@ -119,10 +118,7 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn new() -> Self {
-        Self {
-            origin: Instant::now(),
-            mapping: Mutex::default(),
-        }
+        Self { origin: Instant::now(), mapping: Mutex::default() }
     }
 
     /// Learns from an exchange.
@@ -220,11 +216,7 @@ mod tests {
         for i in 0..50 {
             mapping.observe(i * 100_000, i * 100_000 + 20_000, SERVER + i * 100_000 + 10_000);
         }
-        assert!(
-            (21_000..30_000).contains(&mapping.lead_us()),
-            "{}",
-            mapping.lead_us()
-        );
+        assert!((21_000..30_000).contains(&mapping.lead_us()), "{}", mapping.lead_us());
         mapping.observe(9_000_000, 29_000_000, SERVER + 19_000_000);
         assert_eq!(mapping.lead_us(), MAX_LEAD_US);
     }

@@ -98,9 +98,7 @@ impl Config {
         let keepalive = redis::io::tcp::socket2::TcpKeepalive::new()
             .with_time(Duration::from_secs(5))
             .with_interval(Duration::from_secs(5));
-        let settings = redis::io::tcp::TcpSettings::default()
-            .set_nodelay(true)
-            .set_keepalive(keepalive);
+        let settings = redis::io::tcp::TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
         #[cfg(target_os = "linux")]
         let settings = settings.set_user_timeout(Duration::from_secs(5));
         settings
@@ -129,26 +127,17 @@ mod tests {
 
     #[test]
     fn a_password_is_shown_neither_by_the_settings_nor_by_a_refusal() {
-        let config = Config {
-            url: "redis://:hunter2@exa mple:70000/x".into(),
-            ..Config::default()
-        };
+        let config = Config { url: "redis://:hunter2@exa mple:70000/x".into(), ..Config::default() };
         assert!(!format!("{config:?}").contains("hunter2"));
         let refusal = config.client().unwrap_err().to_string();
-        assert!(
-            !refusal.contains("hunter2") && refusal.contains("redis://host:port/db"),
-            "{refusal}"
-        );
+        assert!(!refusal.contains("hunter2") && refusal.contains("redis://host:port/db"), "{refusal}");
     }
 
     #[test]
     fn the_url_is_read_from_its_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "redis://10.1.2.3:7000/2\n").unwrap();
-        let config = Config {
-            url_file: Some(file.path().display().to_string()),
-            ..Config::default()
-        };
+        let config = Config { url_file: Some(file.path().display().to_string()), ..Config::default() };
         let client = config.client().unwrap();
         assert_eq!(client.get_connection_info().addr().to_string(), "10.1.2.3:7000");
     }

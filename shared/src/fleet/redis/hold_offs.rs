@@ -26,11 +26,7 @@ const SAME: Duration = Duration::from_millis(250);
 impl Held {
     /// What holds when both do: the longer one.
     fn joined(self, other: Self) -> Self {
-        let (longer, shorter) = if self.until > other.until {
-            (self, other)
-        } else {
-            (other, self)
-        };
+        let (longer, shorter) = if self.until > other.until { (self, other) } else { (other, self) };
         if longer.until - shorter.until < SAME {
             let server_us = longer.server_us.max(shorter.server_us);
             return Self { server_us, ..longer };
@@ -88,10 +84,7 @@ mod tests {
     fn a_shorter_hold_off_never_ends_a_longer_one_and_one_that_is_over_is_none() {
         let hold_offs = HoldOffs::default();
         let now = Instant::now();
-        let held = |seconds| Held {
-            until: now + Duration::from_secs(seconds),
-            server_us: 7,
-        };
+        let held = |seconds| Held { until: now + Duration::from_secs(seconds), server_us: 7 };
         hold_offs.note("restb", held(60));
         hold_offs.note("restb", held(5));
         assert_eq!(hold_offs.get("restb"), Some(held(60)));

@@ -26,12 +26,7 @@ pub struct RedisLedger {
 
 impl RedisLedger {
     pub(super) fn new(link: Arc<Link>, namespace: &str, ttl: Duration, background: Background) -> Self {
-        Self {
-            link,
-            prefix: format!("{namespace}:d:").into_bytes(),
-            ttl,
-            _background: background,
-        }
+        Self { link, prefix: format!("{namespace}:d:").into_bytes(), ttl, _background: background }
     }
 
     fn key(&self, job: Id) -> Vec<u8> {

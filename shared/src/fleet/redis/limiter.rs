@@ -61,13 +61,7 @@ impl RedisLimiter {
         clock: Arc<Clock>,
         background: Background,
     ) -> Self {
-        Self {
-            link,
-            namespace,
-            hold_offs,
-            clock,
-            _background: background,
-        }
+        Self { link, namespace, hold_offs, clock, _background: background }
     }
 
     /// The key of a stack's hash: `{<namespace>:limit:<stack>}`, all of it hash tag, so a cluster keeps it whole.
@@ -163,11 +157,7 @@ impl RedisLimiter {
         if held.server_us == 0 || held.server_us > booking.held_until_us {
             // Not later than it was: a fleet that reminds in turn must not push the end ahead of itself. The
             // margin makes up for this answer's way, within that bound.
-            let margin = if held.server_us == 0 {
-                Duration::ZERO
-            } else {
-                REMINDER_MARGIN
-            };
+            let margin = if held.server_us == 0 { Duration::ZERO } else { REMINDER_MARGIN };
             let left = held.until.saturating_duration_since(Instant::now()) + margin;
             if let Err(Away(why)) = self.push_hold_off(stack, left, held.server_us).await {
                 tracing::debug!(limiter.stack = stack, redis.why = %why, "hold-off not yet renewed");
@@ -198,10 +188,7 @@ impl RedisLimiter {
     }
 
     fn note(&self, stack: &str, held_until_us: u64) {
-        let held = Held {
-            until: self.clock.at(held_until_us),
-            server_us: held_until_us,
-        };
+        let held = Held { until: self.clock.at(held_until_us), server_us: held_until_us };
         self.hold_offs.note(stack, held);
     }
 }
@@ -211,14 +198,9 @@ impl RateLimiter for RedisLimiter {
     async fn reserve(&self, stack: &Stack, calls: &[u32]) -> Result<Reservation, LimiterError> {
         let booking = self.book(stack, calls).await?;
         Ok(match booking.decision {
-            Decision::Slots(slots) => Reservation::Slots(
-                slots
-                    .iter()
-                    .map(|slot| Slot {
-                        at: self.clock.at(*slot),
-                    })
-                    .collect(),
-            ),
+            Decision::Slots(slots) => {
+                Reservation::Slots(slots.iter().map(|slot| Slot { at: self.clock.at(*slot) }).collect())
+            }
             Decision::ComeBack(at) => {
                 let at = self.clock.at(at);
                 Reservation::ComeBack(at.checked_sub(COME_BACK_AHEAD).unwrap_or(at))
@@ -229,10 +211,7 @@ impl RateLimiter for RedisLimiter {
     async fn hold_off(&self, stack: &Stack, pause: Duration) -> Result<(), LimiterError> {
         let pause = pause.min(MAX_PAUSE);
         // This process stops at once, also while the server is away; it is told when it is back.
-        let held = Held {
-            until: Instant::now() + pause,
-            server_us: 0,
-        };
+        let held = Held { until: Instant::now() + pause, server_us: 0 };
         self.hold_offs.note(&stack.name, held);
         Ok(self.push_hold_off(&stack.name, pause, 0).await?)
     }

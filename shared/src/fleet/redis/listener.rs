@@ -104,11 +104,7 @@ impl Ears {
     /// Reads the hold-offs of every stack that matters here.
     async fn catch_up(&self) -> Result<(), Away> {
         // Without a clock nothing was asked yet, and the first answer will tell.
-        let stacks = if self.clock.is_set() {
-            self.hold_offs.watched()
-        } else {
-            Vec::new()
-        };
+        let stacks = if self.clock.is_set() { self.hold_offs.watched() } else { Vec::new() };
         if stacks.is_empty() {
             return Ok(());
         }

@@ -71,12 +71,7 @@ impl Redis {
                 clock,
                 background.clone(),
             )),
-            ledger: Arc::new(RedisLedger::new(
-                link,
-                &namespace,
-                config.ledger_ttl(),
-                background,
-            )),
+            ledger: Arc::new(RedisLedger::new(link, &namespace, config.ledger_ttl(), background)),
         })
     }
 

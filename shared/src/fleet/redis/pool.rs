@@ -128,11 +128,7 @@ impl Link {
 
     /// What the last exchange said.
     pub(super) fn health(&self) -> Result<(), String> {
-        self.health
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .state
-            .clone()
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).state.clone()
     }
 
     fn ill(&self, why: &str) -> Away {
@@ -150,18 +146,11 @@ impl Link {
             (Err(_), Ok(())) => tracing::info!(redis.address = %self.address, "redis answers"),
             _ => {}
         }
-        *health = Health {
-            state,
-            at: Instant::now(),
-        };
+        *health = Health { state, at: Instant::now() };
     }
 
     fn quiet_for(&self) -> Duration {
-        self.health
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .at
-            .elapsed()
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).at.elapsed()
     }
 }
 
@@ -208,10 +197,7 @@ struct Lent {
 
 impl Pooled {
     fn lend(&self) -> Lent {
-        Lent {
-            connection: self.connection.clone(),
-            failed: self.failed.clone(),
-        }
+        Lent { connection: self.connection.clone(), failed: self.failed.clone() }
     }
 }
 
@@ -221,17 +207,11 @@ impl managed::Manager for Connections {
 
     /// Connects and loads the scripts, so that each call of one is a single round trip from the first on.
     async fn create(&self) -> Result<Pooled, RedisError> {
-        let mut connection = self
-            .client
-            .get_multiplexed_async_connection_with_config(&self.config)
-            .await?;
+        let mut connection = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
         for script in &self.scripts {
             script.load_async(&mut connection).await?;
         }
-        Ok(Pooled {
-            connection,
-            failed: Arc::new(AtomicBool::new(false)),
-        })
+        Ok(Pooled { connection, failed: Arc::new(AtomicBool::new(false)) })
     }
 
     async fn recycle(&self, pooled: &mut Pooled, metrics: &Metrics) -> RecycleResult<RedisError> {

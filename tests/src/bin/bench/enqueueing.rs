@@ -41,7 +41,8 @@ pub(crate) async fn measure() -> Vec<Figure> {
     let ratio = ratios[TURNS / 2];
     let measured = format!("{ratio:.2} of a bare loop ({:.0}/s of {:.0}/s in the last turn)", last.0, last.1);
     let data = json!({"ratios": ratios, "jobs_per_s": last.0, "bare_per_s": last.1});
-    let rate = Figure::new("enqueue, 100,000 rows, median of 3 turns", measured, ">= 0.70", ratio >= 0.7, data);
+    let rate =
+        Figure::new("enqueue, 100,000 rows, median of 3 turns", measured, ">= 0.70", ratio >= 0.7, data);
 
     purge(&fleet).await;
     let (rate_of_many, peak) = enqueue(&fleet, &self::manifest(&fleet, MANY_ROWS), "many", MANY_ROWS);
@@ -64,7 +65,8 @@ fn manifest(fleet: &Fleet, rows: usize) -> PathBuf {
 /// Rows per second, and the peak of resident memory in bytes.
 fn enqueue(fleet: &Fleet, manifest: &Path, batch: &str, rows: usize) -> (f64, u64) {
     let manifest = manifest.to_str().unwrap();
-    let arguments = ["enqueue", manifest, "--provider", "sandbox", "--models", "m", "--batch", batch, "--json"];
+    let arguments =
+        ["enqueue", manifest, "--provider", "sandbox", "--models", "m", "--batch", batch, "--json"];
     let mut command = fleet.command(&arguments);
     let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let status = format!("/proc/{}/status", process.id());
@@ -91,12 +93,14 @@ async fn bare_loop(fleet: &Fleet) -> f64 {
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
     let body = job("turn0", 12_345).to_message().unwrap();
     let queue = job_queue(Priority::Normal, 0);
-    let properties = BasicProperties::default().with_delivery_mode(2).with_content_type("application/json".into());
+    let properties =
+        BasicProperties::default().with_delivery_mode(2).with_content_type("application/json".into());
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let since = Instant::now();
     let mut unconfirmed = FuturesUnordered::new();
     for _ in 0..ROWS {
-        let published = channel.basic_publish("".into(), queue.as_str().into(), options, &body, properties.clone());
+        let published =
+            channel.basic_publish("".into(), queue.as_str().into(), options, &body, properties.clone());
         unconfirmed.push(published.await.unwrap());
         if unconfirmed.len() >= WINDOW {
             assert!(unconfirmed.next().await.unwrap().unwrap().is_ack());

@@ -34,5 +34,11 @@ pub(crate) async fn measure() -> Vec<Figure> {
         results.len()
     );
     let data = json!({"results": results.len(), "lost": lost, "repeated": repeated, "calls": calls});
-    vec![Figure::new("kill -9 of 2 of 4 workers in mid-run", measured, "every result, each id once", lost == 0, data)]
+    vec![Figure::new(
+        "kill -9 of 2 of 4 workers in mid-run",
+        measured,
+        "every result, each id once",
+        lost == 0,
+        data,
+    )]
 }

@@ -22,7 +22,13 @@ pub(crate) struct Figure {
 }
 
 impl Figure {
-    pub(crate) fn new(what: impl Into<String>, measured: String, demand: &'static str, met: bool, data: Value) -> Self {
+    pub(crate) fn new(
+        what: impl Into<String>,
+        measured: String,
+        demand: &'static str,
+        met: bool,
+        data: Value,
+    ) -> Self {
         Self { what: what.into(), measured, demand, met, data }
     }
 }
@@ -33,7 +39,8 @@ const PARTS: [&str; 5] = ["demo", "limit", "enqueue", "memory", "kill"];
 async fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let as_json = arguments.iter().any(|argument| argument == "--json");
-    let named: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();
+    let named: Vec<&str> =
+        arguments.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();
     if let Some(unknown) = named.iter().find(|part| !PARTS.contains(part)) {
         eprintln!("there is no part `{unknown}`: give some of {}, or none for all", PARTS.join(", "));
         std::process::exit(2);

@@ -83,9 +83,7 @@ impl Check<'_> {
         self.demand(path.starts_with('/'), field, "begin it with `/`");
         self.demand(!path.contains(['?', '#']), field, "parameters go into `query`");
         let segments = path.strip_prefix('/').unwrap_or(path).split('/');
-        segments
-            .filter_map(|segment| self.template(field, segment))
-            .collect()
+        segments.filter_map(|segment| self.template(field, segment)).collect()
     }
 
     fn templates(&mut self, field: &str, texts: &BTreeMap<String, String>) -> Vec<(String, Template)> {
@@ -107,12 +105,8 @@ impl Check<'_> {
 
     fn body(&mut self, index: usize, request: &Request) -> Body {
         let at = |field: &str| format!("request[{index}].{field}");
-        let given = [
-            request.json.is_some(),
-            !request.form.is_empty(),
-            !request.multipart.is_empty(),
-            request.raw,
-        ];
+        let given =
+            [request.json.is_some(), !request.form.is_empty(), !request.multipart.is_empty(), request.raw];
         if given.iter().filter(|given| **given).count() > 1 {
             self.wrong(
                 &format!("request[{index}]"),
