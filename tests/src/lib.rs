@@ -1,5 +1,7 @@
 //! What the tests of the whole share: the servers, the conformance suites, and the fleet under test.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 pub mod conformance;
 pub mod fleet;
 pub mod private_redis;

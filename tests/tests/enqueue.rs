@@ -1,5 +1,7 @@
 //! Enqueueing on a real RabbitMQ: every row accounted for, killed and run again, cut off and gone on.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     collections::HashMap,
     fs,

@@ -1,5 +1,7 @@
 //! The documented subscriber in Python, on a real broker.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},

@@ -1,5 +1,7 @@
 //! The queue on RabbitMQ: the conformance suite, and what only a real broker can do to it.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{sync::Arc, time::Duration};
 
 use lapin::{

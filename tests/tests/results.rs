@@ -1,5 +1,7 @@
 //! `pixfleet results` on a real broker: what a user sees of a batch, whatever is repeated, torn or interrupted.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{BufRead, BufReader},

@@ -43,6 +43,9 @@ const GIVEN_BACK_AT_ONCE: usize = 64;
 /// Pause before a lost session is opened again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(250);
 
+/// A lane: its priority, and its number among that priority's.
+type LaneKey = (Priority, u8);
+
 /// The handle that a worker holds; a task of its own does the work, so `next` can be dropped at any await.
 pub(super) struct RabbitIntake {
     deliveries: mpsc::Receiver<Delivery>,
@@ -185,7 +188,7 @@ struct Lender {
 
 impl Lender {
     /// Reads the message; one that is no job is buried, and nothing is delivered.
-    fn deliver(&self, lane: (Priority, u8), message: Message) -> Option<Delivery> {
+    fn deliver(&self, lane: LaneKey, message: Message) -> Option<Delivery> {
         match Job::from_message(&message.data) {
             Ok(mut job) => {
                 // The queue that it came from is the truth: a retry goes back there.
@@ -225,7 +228,7 @@ struct Session {
 }
 
 struct Lane {
-    key: (Priority, u8),
+    key: LaneKey,
     /// The living consumer last; before it, cancelled ones that still hold received messages.
     consumers: VecDeque<Consumer>,
     head: Option<Message>,
@@ -283,7 +286,7 @@ impl Session {
     }
 
     /// Takes the head of the lane whose turn it is, when any lane has one.
-    fn poll_pick(&mut self, cx: &mut Context<'_>) -> Poll<Result<((Priority, u8), Message), QueueError>> {
+    fn poll_pick(&mut self, cx: &mut Context<'_>) -> Poll<Result<(LaneKey, Message), QueueError>> {
         for lane in &mut self.lanes {
             if let Poll::Ready(Err(error)) = lane.poll_head(cx) {
                 return Poll::Ready(Err(error));
@@ -301,7 +304,7 @@ impl Session {
     }
 
     /// Stops the consumers and returns what they had received and not given out.
-    async fn cancel(&mut self) -> Vec<((Priority, u8), Message)> {
+    async fn cancel(&mut self) -> Vec<(LaneKey, Message)> {
         let mut left = Vec::new();
         if let Err(error) = self.cancel_consumers().await {
             debug!(%error, "consumers could not be cancelled, the broker will deliver their jobs again");
@@ -338,7 +341,7 @@ impl Lane {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_rest(&mut self, cx: &mut Context<'_>, left: &mut Vec<((Priority, u8), Message)>) -> Poll<()> {
+    fn poll_rest(&mut self, cx: &mut Context<'_>, left: &mut Vec<(LaneKey, Message)>) -> Poll<()> {
         loop {
             match self.poll_head(cx) {
                 Poll::Pending => return Poll::Pending,
