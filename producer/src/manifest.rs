@@ -66,7 +66,7 @@ pub struct BadRow {
     pub field: Option<String>,
     /// What is wrong and what to do.
     pub reason: String,
-    /// The row as it was read: its first bytes, about [`SHOWN_BYTES`] of them.
+    /// The row as it was read: its first KiB, if it is longer.
     pub raw: String,
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Ids are hashes, so each one lands on a random page of the table. To keep that cheap at any size, confirmed ids
 //! are appended to `tail` (one small transaction for each chunk) and moved to `confirmed` in sorted order once there
-//! are [`MERGE_AT`]; a filter of fixed size answers for most ids that were never seen. Memory does not grow with the
+//! are `MERGE_AT`; a filter of fixed size answers for most ids that were never seen. Memory does not grow with the
 //! batch: SQLite's cache, the filter, and the ids of `tail`.
 
 pub(crate) mod clerk;
