@@ -1,13 +1,11 @@
 //! From a definition to a provider: every expression, template and key is checked, and every problem told at once.
 
 mod ask;
+mod limits;
 
 use std::collections::BTreeMap;
 
-use pixfleet_shared::{
-    judge,
-    settings::{Document, Problems, nearest},
-};
+use pixfleet_shared::settings::{Document, Problems, nearest};
 use reqwest::header::HeaderName;
 use url::Url;
 
@@ -217,18 +215,7 @@ impl Check<'_> {
             let fault = format!("no header has the name `{header}`");
             self.demand(HeaderName::try_from(header.as_str()).is_ok(), "retry_after.headers", &fault);
         }
-        let mut names = Vec::new();
-        for (i, limit) in definition.limits.iter().enumerate() {
-            if let Some(why) = judge::fault(limit) {
-                self.wrong(&format!("limits[{i}]"), why);
-            }
-            self.demand(
-                !names.contains(&&limit.name),
-                &format!("limits[{i}].name"),
-                "another limit has this name",
-            );
-            names.push(&limit.name);
-        }
+        self.limits(&definition.limits, definition.models_per_call.clamp(1, 1000));
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
         self.demand(
             !name.is_empty() && name.len() <= 60 && name.chars().all(plain),

@@ -345,6 +345,48 @@ total_ms = 100
     );
 }
 
+/// `restb`, six models a call, under a second limit that counts models.
+fn restb_under(limit: &str) -> Result<Provider, String> {
+    load(
+        "restb",
+        &format!("[[limits]]\nname = 'other'\ncalls = 9\n[[limits]]\nname = 'rate'\nunit = 'model'\n{limit}"),
+    )
+}
+
+#[test]
+fn a_limit_that_no_call_could_pass_is_refused_at_its_line_with_what_would_do() {
+    for (limit, way_out, mended) in [
+        ("calls = 10", "give it burst = 6, as many as models_per_call, or models_per_call = 1", "burst = 6"),
+        ("calls = 4", "give models_per_call = 4 and burst = 4", "burst = 4\nmodels_per_call = 4"),
+        ("calls = 4\njudge = 'bucket'", "give it burst = 6", "burst = 6"),
+        (
+            "calls = 4\njudge = 'leaky'",
+            "burst = 5, one less than models_per_call, or models_per_call = 2",
+            "burst = 5",
+        ),
+    ] {
+        let why = restb_under(limit).unwrap_err();
+        let expected = "t.toml:4: limits[1]: limit `rate` counts models and gives";
+        assert!(why.starts_with(expected) && why.contains(way_out), "{why}");
+        assert_eq!(why.lines().count(), 1, "{why}");
+        let (burst, models) = mended.split_once('\n').unwrap_or((mended, ""));
+        let mended = format!("{models}\n[[limits]]\nname = 'rate'\nunit = 'model'\n{limit}\n{burst}");
+        assert_eq!(load("restb", &mended).map(|_| ()), Ok(()), "the way out leads out");
+    }
+    let fewer =
+        "models_per_call = 2\nlimits = [{ name = 'rate', calls = 4, unit = 'model', judge = 'leaky' }]";
+    assert_eq!(load("restb", fewer).map(|_| ()), Ok(()));
+}
+
+#[test]
+fn more_limits_than_a_stack_may_have_are_refused_before_any_call() {
+    let limits =
+        |n: usize| -> String { (0..n).map(|i| format!("[[limits]]\nname = 'l{i}'\ncalls = 1\n")).collect() };
+    assert!(load("restb", &limits(16)).is_ok());
+    let why = load("restb", &limits(17)).unwrap_err();
+    assert!(why.contains("limits: it has 17 limits: give at most 16"), "{why}");
+}
+
 #[test]
 fn a_proxy_with_a_password_is_refused_and_the_password_not_shown() {
     let why = load("restb", "http.proxy = 'http://me:hunter22@proxy.example:3128'").unwrap_err();
