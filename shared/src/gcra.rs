@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use crate::{judge::Spacing, limiter::Unit};
 
 /// How far ahead of now slots are booked.
-pub const HORIZON_US: u64 = 1_000_000;
+pub const HORIZON_US: u64 = 800_000;
 /// How far two Redis servers' clocks may differ after a failover.
 pub const CLOCK_STEP_US: u64 = 250_000;
 /// No slot is nearer than this: the answer has to travel back.
@@ -63,6 +63,16 @@ impl State {
         Self {
             pace: spacings.iter().map(|limit| (limit.name.to_owned(), pace(limit))).collect(),
             ..Self::default()
+        }
+    }
+
+    /// Moves every later slot back, because a call leaves so much after its own.
+    ///
+    /// The n-th call after it is a whole window away, and is not booked yet: see
+    /// [`Lateness`](crate::judge::Lateness).
+    pub fn late(&mut self, by_us: u64) {
+        for pace in self.pace.values_mut() {
+            pace.tat_us += by_us;
         }
     }
 
@@ -216,8 +226,8 @@ mod tests {
 
     #[test]
     fn a_hold_off_moves_every_slot_behind_it() {
-        let mut state = State { held_until_us: 900_000, ..known() };
-        assert_eq!(decide(&mut state, &[SPACING], &[1], 0), Decision::Slots(vec![900_000]));
+        let mut state = State { held_until_us: 700_000, ..known() };
+        assert_eq!(decide(&mut state, &[SPACING], &[1], 0), Decision::Slots(vec![700_000]));
     }
 
     #[test]
@@ -275,6 +285,38 @@ mod tests {
             units.sort_unstable();
             for window in units.windows(21) {
                 prop_assert!(window[20] - window[0] >= 1_000_000, "21 units within {} us", window[20] - window[0]);
+            }
+        }
+
+        /// Calls that leave late, within what may be mended, never crowd a window: what is booked later makes room.
+        #[test]
+        fn late_calls_never_crowd_a_window(
+            steps in proptest::collection::vec((1u64..200_000, 1usize..5), 1..200),
+            lateness in proptest::collection::vec(prop_oneof![4 => 0u64..4_000, 1 => 4_000u64..50_000], 800),
+        ) {
+            let limit = crate::limiter::Limit { jitter_ms: 8.0, ..limit(Unit::Call, 1) };
+            let stack = crate::limiter::Stack { name: "s".into(), limits: vec![limit.clone()] };
+            let allowed = crate::judge::lateness(&stack);
+            prop_assert_eq!((allowed.free_us, allowed.mended_us), (4_000, 50_000));
+            let spacing = [spacing(&limit)];
+            let (mut state, mut now, mut departures) = (on_pace_from(0), 10_000_000, Vec::new());
+            let mut leaving = std::collections::BTreeSet::new();
+            let mut lateness = lateness.into_iter();
+            for (step, calls) in steps {
+                now += step;
+                while let Some(&(at, late)) = leaving.first().filter(|(at, _)| *at <= now) {
+                    leaving.pop_first();
+                    if late > allowed.free_us { state.late(late - allowed.free_us); }
+                    departures.push(at);
+                }
+                if let Decision::Slots(slots) = decide(&mut state, &spacing, &vec![1; calls], now) {
+                    leaving.extend(slots.into_iter().zip(&mut lateness).map(|(slot, late)| (slot + late, late)));
+                }
+            }
+            departures.sort_unstable();
+            for window in departures.windows(21) {
+                let span = window[20] - window[0];
+                prop_assert!(span >= 1_000_000 + allowed.free_us, "21 calls within {span} us");
             }
         }
 

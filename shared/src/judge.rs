@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use crate::{
-    gcra::cost,
+    gcra::{HORIZON_US, cost},
     limiter::{Judge, Limit, LimiterError, Stack, Unit},
 };
 
@@ -60,23 +60,54 @@ pub fn spacing(limit: &Limit) -> Spacing<'_> {
     }
 }
 
-/// How late after its slot a call may still leave without upsetting any judge of the stack, in microseconds.
+/// How late after its slot a call may still leave without upsetting any judge of a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lateness {
+    /// So late it may just leave, in microseconds.
+    pub free_us: u64,
+    /// So late it may leave once every later slot is moved back by the excess
+    /// ([`RateLimiter::late`](crate::limiter::RateLimiter::late)), in microseconds. Later, its slot is forfeited.
+    pub mended_us: u64,
+}
+
+/// The longest lateness that is mended: one answer of the limiter has to come within it.
+const MOST_MENDED_US: u64 = 50_000;
+
+/// How late a call of this stack may leave.
 ///
-/// Half of what the judges forgive: the other half is for the way to the API. `sliding`, `fixed` and a `leaky`
-/// without burst forgive J; a bucket forgives what [`spacing`] did not spend on catching up.
-pub fn lateness_us(stack: &Stack) -> u64 {
-    let forgiven = |limit: &Limit| {
-        let Spacing { interval_us, tolerance_us, .. } = spacing(limit);
-        match limit.judge {
-            Judge::Sliding | Judge::Fixed => limit.jitter_ms * 1000.0,
-            Judge::Leaky if limit.burst == 0 => limit.jitter_ms * 1000.0,
-            Judge::Bucket => (f64::from(limit.burst) - 1.0) * interval_us as f64 - tolerance_us as f64,
-            Judge::Leaky => f64::from(limit.burst) * interval_us as f64 - tolerance_us as f64,
-        }
+/// Free is half of what the judges forgive, the other half is for the way to the API: `sliding`, `fixed` and a
+/// `leaky` without burst forgive J; a bucket forgives what [`spacing`] did not spend on catching up.
+///
+/// Mended is what `sliding` and `fixed` allow beyond that: the n-th call after a late one is `W + J` away, and as
+/// slots are booked only [`HORIZON_US`] ahead, it is not booked yet when the late one leaves. A `leaky` without
+/// burst looks at the very next call, which is.
+pub fn lateness(stack: &Stack) -> Lateness {
+    let least = |of: fn(&Limit) -> f64| {
+        let least = stack.limits.iter().map(of).fold(f64::INFINITY, f64::min);
+        if least.is_finite() { least.max(0.0) as u64 } else { u64::MAX }
     };
-    let least = stack.limits.iter().map(forgiven).fold(f64::INFINITY, f64::min);
     // A bucket of one token forgives nothing; a timer can't do better than a millisecond.
-    if least.is_finite() { ((least / 2.0) as u64).max(1_000) } else { u64::MAX }
+    let free_us = least(|limit| forgiven_us(limit) / 2.0).max(1_000);
+    Lateness { free_us, mended_us: least(mendable_us).min(MOST_MENDED_US).max(free_us) }
+}
+
+fn forgiven_us(limit: &Limit) -> f64 {
+    let Spacing { interval_us, tolerance_us, .. } = spacing(limit);
+    let burst = f64::from(limit.burst);
+    match limit.judge {
+        Judge::Sliding | Judge::Fixed => limit.jitter_ms * 1000.0,
+        Judge::Leaky if limit.burst == 0 => limit.jitter_ms * 1000.0,
+        Judge::Bucket => (burst - 1.0) * interval_us as f64 - tolerance_us as f64,
+        Judge::Leaky => burst * interval_us as f64 - tolerance_us as f64,
+    }
+}
+
+fn mendable_us(limit: &Limit) -> f64 {
+    match limit.judge {
+        // Half of the way between the horizon and the n-th call, so that there is time to say it.
+        Judge::Sliding | Judge::Fixed => (limit.per_ms as f64 * 1000.0 - HORIZON_US as f64) / 2.0,
+        Judge::Bucket | Judge::Leaky => forgiven_us(limit) / 2.0,
+    }
 }
 
 /// The most units that one call may take: the burst; nginx admits one more than its `burst`.
@@ -190,12 +221,18 @@ mod tests {
     }
 
     #[test]
-    fn a_call_may_be_as_late_as_half_of_what_its_judges_forgive() {
-        let stack = |limits: Vec<Limit>| Stack { name: "s".into(), limits };
-        assert_eq!(lateness_us(&stack(vec![limit(4, Judge::Sliding, 1, 8.0)])), 4_000);
-        assert_eq!(lateness_us(&stack(vec![limit(200, Judge::Bucket, 21, 8.0)])), 25_000);
-        assert_eq!(lateness_us(&stack(vec![limit(200, Judge::Bucket, 1, 8.0)])), 1_000);
-        assert_eq!(lateness_us(&stack(vec![])), u64::MAX);
+    fn a_call_may_be_as_late_as_half_of_what_its_judges_forgive_and_later_if_that_is_mended() {
+        let late = |limits: Vec<Limit>| {
+            let Lateness { free_us, mended_us } = lateness(&Stack { name: "s".into(), limits });
+            (free_us, mended_us)
+        };
+        assert_eq!(late(vec![limit(4, Judge::Sliding, 1, 8.0)]), (4_000, 50_000));
+        assert_eq!(late(vec![limit(200, Judge::Bucket, 21, 8.0)]), (25_000, 25_000));
+        assert_eq!(late(vec![limit(200, Judge::Bucket, 1, 8.0)]), (1_000, 1_000));
+        assert_eq!(late(vec![limit(30, Judge::Leaky, 0, 8.0)]), (4_000, 4_000));
+        let short = Limit { per_ms: 100, ..limit(4, Judge::Sliding, 1, 8.0) };
+        assert_eq!(late(vec![short]), (4_000, 4_000), "its whole window is booked ahead");
+        assert_eq!(late(vec![]), (u64::MAX, u64::MAX));
     }
 
     #[test]

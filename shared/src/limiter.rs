@@ -95,8 +95,8 @@ impl Stack {
 /// A moment at which one call may leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// On this process's clock. Reached later than [`lateness_us`](crate::judge::lateness_us) allows, it is
-    /// forfeited, not used: the call would crowd the next one's window.
+    /// On this process's clock. Reached later than [`lateness`](crate::judge::lateness) allows, it is
+    /// forfeited, not used: the call would crowd a window.
     pub at: Instant,
 }
 
@@ -115,6 +115,10 @@ pub trait RateLimiter: Send + Sync + 'static {
     /// Books the next moments that satisfy every limit of the stack at once, one for each call of `calls` (its
     /// number of models), at most a horizon ahead.
     async fn reserve(&self, stack: &Stack, calls: &[u32]) -> Result<Reservation, LimiterError>;
+
+    /// Moves every later slot of the stack back by `by`: a call is about to leave that much later than its slot
+    /// allows. Once this is answered it may.
+    async fn late(&self, stack: &Stack, by: Duration) -> Result<(), LimiterError>;
 
     /// Pauses the stack for the whole fleet, from now for `pause`. A shorter one never ends a longer one.
     async fn hold_off(&self, stack: &Stack, pause: Duration) -> Result<(), LimiterError>;

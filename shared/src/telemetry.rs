@@ -101,6 +101,8 @@ pub struct Metrics {
     pub slot_wait: Family<ProviderLabel, Histogram>,
     /// Slots reached too late and not used: `pixfleet_slots_forfeited_total`.
     pub slots_forfeited: Family<ProviderLabel, Counter>,
+    /// Slots reached late and used, once the later ones were moved back: `pixfleet_slots_mended_total`.
+    pub slots_mended: Family<ProviderLabel, Counter>,
     /// Hold-offs that this worker called for: `pixfleet_hold_offs_total`.
     pub hold_offs: Family<ProviderLabel, Counter>,
     /// What the calls cost, in the provider's units: `pixfleet_cost_total`.
@@ -135,6 +137,7 @@ impl Metrics {
             settled: Family::default(),
             slot_wait: Family::new_with_constructor(seconds),
             slots_forfeited: Family::default(),
+            slots_mended: Family::default(),
             hold_offs: Family::default(),
             cost: Family::default(),
             in_hand: Gauge::default(),
@@ -161,6 +164,11 @@ impl Metrics {
             self.slot_wait.clone(),
         );
         r.register("slots_forfeited", "Slots reached too late", self.slots_forfeited.clone());
+        r.register(
+            "slots_mended",
+            "Slots reached late and used, the later ones moved",
+            self.slots_mended.clone(),
+        );
         r.register("hold_offs", "Hold-offs called for", self.hold_offs.clone());
         r.register("cost", "Cost of calls in the provider's units", self.cost.clone());
         r.register("jobs_in_hand", "Jobs in hand now", self.in_hand.clone());

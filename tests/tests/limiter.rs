@@ -63,6 +63,7 @@ conformance! {
     no_window_holds_more_than_its_calls(fleet),
     a_call_takes_its_models_from_a_limit_on_models(fleet),
     slots_come_in_order_and_soon(client),
+    what_is_booked_after_a_late_call_makes_room(fleet),
     a_stack_without_limits_lets_every_call_go(client),
     a_hold_off_reaches_every_client(fleet),
     a_shorter_hold_off_never_ends_a_longer_one(fleet),

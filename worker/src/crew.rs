@@ -7,7 +7,7 @@ use std::{
 };
 
 use pixfleet_shared::{
-    judge::lateness_us,
+    judge::{Lateness, lateness},
     ledger::Ledger,
     limiter::{RateLimiter, Stack},
     queue::Queue,
@@ -58,7 +58,7 @@ pub(crate) struct Serving {
     pub(crate) stack: Stack,
     pub(crate) desk: Desk,
     /// How late after its slot a call may still leave.
-    pub(crate) lateness: Duration,
+    pub(crate) lateness: Lateness,
 }
 
 impl Serving {
@@ -71,7 +71,7 @@ impl Serving {
         let client = Client::new(provider.transport())?;
         let stack = provider.limits();
         let desk = Desk::open(stack.clone(), engines.limiter.clone(), tasks, stop);
-        let lateness = Duration::from_micros(lateness_us(&stack));
+        let lateness = lateness(&stack);
         Ok(Self { provider, client, stack, desk, lateness })
     }
 }

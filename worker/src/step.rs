@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use pixfleet_shared::{
     id::Id,
     job::Job,
+    judge::Lateness,
     ledger::Begun,
+    limiter::Slot,
     queue::{Delivery, QueueError, Unsettled},
     result::Call,
     telemetry::{CallLabels, ProviderLabel, ResultLabels, SettleLabel},
@@ -25,6 +27,8 @@ use crate::{
 
 /// Time for a hold-off to be said to the fleet.
 const HOLD_OFF_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the limiter's answer may take when a late slot is mended.
+const MENDING_MARGIN_US: u64 = 4_000;
 /// Pause between two questions to a ledger that is away.
 const LEDGER_PAUSE: Duration = Duration::from_millis(200);
 
@@ -155,16 +159,39 @@ async fn slot(crew: &Crew, serving: &Serving, job: &Job) -> Result<(), Early> {
         };
         let Some(slot) = booked else { return Err(Box::new(Ending::release(job, Duration::ZERO))) };
         sleep_until(slot.at).await;
-        let now = Instant::now();
-        let late = now.saturating_duration_since(slot.at);
-        let held = crew.engines.limiter.held_until(&serving.stack).is_some_and(|until| until > now);
-        if !held && late <= serving.lateness {
+        let held =
+            crew.engines.limiter.held_until(&serving.stack).is_some_and(|until| until > Instant::now());
+        if !held && in_time(crew, serving, slot, &label).await {
             crew.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
             return Ok(());
         }
-        debug!(late_us = late.as_micros() as u64, held, "slot forfeited");
+        debug!(late_us = late_us(slot), held, "slot forfeited");
         crew.metrics.slots_forfeited.get_or_create(&label).inc();
     }
+}
+
+/// Whether a call may still leave at this slot; where it is late, what is booked after it makes room first.
+async fn in_time(crew: &Crew, serving: &Serving, slot: Slot, label: &ProviderLabel) -> bool {
+    let Lateness { free_us, mended_us } = serving.lateness;
+    let late = late_us(slot);
+    if late <= free_us {
+        return true;
+    }
+    let told_by = late + MENDING_MARGIN_US;
+    if told_by > mended_us {
+        return false;
+    }
+    let by = Duration::from_micros(told_by - free_us);
+    let told = timeout(by, crew.engines.limiter.late(&serving.stack, by)).await;
+    let in_time = matches!(told, Ok(Ok(()))) && late_us(slot) <= told_by;
+    if in_time {
+        crew.metrics.slots_mended.get_or_create(label).inc();
+    }
+    in_time
+}
+
+fn late_us(slot: Slot) -> u64 {
+    Instant::now().saturating_duration_since(slot.at).as_micros() as u64
 }
 
 async fn call(crew: &Crew, serving: &Serving, request: &PreparedRequest) -> CallOutcome {

@@ -5,7 +5,10 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use pixfleet_shared::limiter::{Judge, Limit, LimiterError, RateLimiter, Reservation, Slot, Stack, Unit};
+use pixfleet_shared::{
+    judge,
+    limiter::{Judge, Limit, LimiterError, RateLimiter, Reservation, Slot, Stack, Unit},
+};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// No step of the suite may take longer.
@@ -97,6 +100,19 @@ pub async fn slots_come_in_order_and_soon(test: &str, client: &dyn RateLimiter) 
     assert!(booked.is_sorted_by(|one, next| one.at < next.at), "{booked:?}");
     assert!(booked.iter().all(|slot| slot.at > before));
     assert!(booked.iter().all(|slot| slot.at <= after + Duration::from_millis(1_100)));
+}
+
+/// A call that says that it leaves late moves what is booked after it, on every client.
+pub async fn what_is_booked_after_a_late_call_makes_room(test: &str, fleet: &[&dyn RateLimiter]) {
+    let stack = per_second(&format!("{test}-late"), 10);
+    let spacing = Duration::from_micros(judge::spacing(&stack.limits[0]).interval_us);
+    let by = Duration::from_millis(40);
+    let before = slots(fleet[0], &stack, &[1]).await[0].at;
+    fleet[0].late(&stack, by).await.unwrap();
+    let after = slots(fleet[1], &stack, &[1]).await[0].at;
+    // Two clients know the server's clock to within half a round trip each.
+    let blur = Duration::from_millis(5);
+    assert!(after + blur >= before + spacing + by, "{:?} after the late call's slot", after - before);
 }
 
 /// A stack without limits lets every call go.

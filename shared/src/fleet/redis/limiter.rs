@@ -208,6 +208,16 @@ impl RateLimiter for RedisLimiter {
         })
     }
 
+    async fn late(&self, stack: &Stack, by: Duration) -> Result<(), LimiterError> {
+        let mut script = self.link.late.key(self.key(&stack.name));
+        script.arg(by.as_micros() as u64);
+        let work = move |mut connection: MultiplexedConnection| async move {
+            script.invoke_async::<u64>(&mut connection).await
+        };
+        self.link.exchange(work).await?;
+        Ok(())
+    }
+
     async fn hold_off(&self, stack: &Stack, pause: Duration) -> Result<(), LimiterError> {
         let pause = pause.min(MAX_PAUSE);
         // This process stops at once, also while the server is away; it is told when it is back.

@@ -42,6 +42,7 @@ pub(super) struct Link {
     health: Mutex<Health>,
     pub(super) reserve: Script,
     pub(super) hold_off: Script,
+    pub(super) late: Script,
 }
 
 struct Health {
@@ -55,13 +56,14 @@ impl Link {
         let address = client.get_connection_info().addr().to_string();
         let reserve = Script::new(include_str!("reserve.lua"));
         let hold_off = Script::new(include_str!("hold_off.lua"));
+        let late = Script::new(include_str!("late.lua"));
         let connections = Connections {
             client: client.clone(),
             config: AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(config.connect_timeout()))
                 .set_response_timeout(Some(config.response_timeout())),
             max_age: config.max_age(),
-            scripts: [reserve.clone(), hold_off.clone()],
+            scripts: [reserve.clone(), hold_off.clone(), late.clone()],
         };
         let create = config.connect_timeout() + 2 * config.response_timeout();
         let pool = managed::Pool::builder(connections)
@@ -83,6 +85,7 @@ impl Link {
             address,
             reserve,
             hold_off,
+            late,
         })
     }
 
@@ -181,7 +184,7 @@ struct Connections {
     client: Client,
     config: AsyncConnectionConfig,
     max_age: Duration,
-    scripts: [Script; 2],
+    scripts: [Script; 3],
 }
 
 struct Pooled {
