@@ -55,10 +55,10 @@ pub struct Delivery {
     settle: Box<dyn Settle>,
 }
 
-/// How a delivery ends: the results to publish first, then what becomes of the job.
+/// How a delivery ends: the results to publish, and what becomes of the job.
 #[derive(Debug)]
 pub struct Settlement {
-    /// Published and confirmed before anything else.
+    /// Confirmed before the delivery leaves the queue.
     pub results: Vec<ImageResult>,
     /// What becomes of the job.
     pub then: Then,
@@ -78,7 +78,12 @@ pub enum Then {
 /// An engine's way to settle one delivery. Workers use [`Delivery`]'s verbs.
 #[async_trait]
 pub trait Settle: Send {
-    /// Publishes the results, confirmed; then moves the job, confirmed; then takes the delivery off the queue.
+    /// Publishes the results and, where the job moves, the moved job, all together; takes the delivery off the
+    /// queue once every one of them is confirmed.
+    ///
+    /// # Errors
+    /// The delivery is still on the queue and comes again. What was published of it may be out: ids make the
+    /// repetition visible.
     async fn settle(self: Box<Self>, settlement: Settlement) -> Result<(), QueueError>;
 }
 
