@@ -150,6 +150,27 @@ async fn an_image_that_will_never_work_is_rejected_at_once_and_its_neighbours_go
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_no_limit_could_ever_let_go_is_rejected_with_the_reason_and_the_others_go_on() {
+    let by_model = "models_per_call = 1\nlimits = [{ name = \"rate\", calls = 50, unit = \"model\" }]";
+    let mut fleet = Fleet::start(sandbox(Rule::None, 1, 0), by_model, "").await;
+    let mut subscriber = fleet.subscribe("b").await;
+    fleet.start_worker();
+    // Another producer's: pixfleet's own puts no more models into a call than the provider allows.
+    let mut heavy = job("b", 0);
+    heavy.models = vec!["m".into(), "n".into()];
+    fleet.queue.enqueue(vec![heavy.clone(), job("b", 1)]).await.unwrap();
+    let (results, _) = fleet.collect(&mut *subscriber, 3).await;
+    assert_eq!(results[&job("b", 1).result_id("m")].outcome, Outcome::Ok);
+    for model in &heavy.models {
+        let result = &results[&heavy.result_id(model)];
+        let why = &result.failure.as_ref().unwrap().message;
+        assert_eq!(result.outcome, Outcome::Rejected, "{result:?}");
+        assert!(why.contains("2 models") && why.contains("`rate`") && why.contains("burst"), "{why}");
+    }
+    assert_eq!(fleet.sandbox.bill().total.calls, 1, "the heavy job was called");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_enqueued_twice_is_paid_for_once() {
     let mut fleet = Fleet::start(sandbox(Rule::None, 1, 0), LIMIT_50, "").await;
     let mut subscriber = fleet.subscribe("b").await;

@@ -5,7 +5,10 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use pixfleet_shared::limiter::{LimiterError, RateLimiter, Reservation, Slot, Stack};
+use pixfleet_shared::{
+    judge,
+    limiter::{LimiterError, RateLimiter, Reservation, Slot, Stack},
+};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep, sleep_until, timeout},
@@ -23,6 +26,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A handle on one stack's desk.
 #[derive(Clone)]
 pub(crate) struct Desk {
+    stack: Arc<Stack>,
     asks: mpsc::Sender<Ask>,
 }
 
@@ -40,26 +44,34 @@ impl Desk {
         stop: CancellationToken,
     ) -> Self {
         let (asks, inbox) = mpsc::channel(1024);
-        let clerk = Clerk { stack, limiter, inbox, waiting: VecDeque::new() };
+        let stack = Arc::new(stack);
+        let clerk = Clerk { stack: stack.clone(), limiter, inbox, waiting: VecDeque::new() };
         tasks.spawn(async move {
             tokio::select! {
                 () = clerk.run() => {}
                 () = stop.cancelled() => {}
             }
         });
-        Self { asks }
+        Self { stack, asks }
     }
 
     /// A slot for a call of `models` models; waits until one is booked. `None` when the desk has closed.
-    pub(crate) async fn slot(&self, models: u32) -> Option<Slot> {
+    ///
+    /// # Errors
+    /// [`LimiterError::Impossible`], at once, for a call that the stack could never let go: it does not get in
+    /// the way of those that wait.
+    pub(crate) async fn slot(&self, models: u32) -> Result<Option<Slot>, LimiterError> {
+        judge::fits(&self.stack, models)?;
         let (slot, booked) = oneshot::channel();
-        self.asks.send(Ask { models, slot }).await.ok()?;
-        booked.await.ok()
+        if self.asks.send(Ask { models, slot }).await.is_err() {
+            return Ok(None);
+        }
+        Ok(booked.await.ok())
     }
 }
 
 struct Clerk {
-    stack: Stack,
+    stack: Arc<Stack>,
     limiter: Arc<dyn RateLimiter>,
     inbox: mpsc::Receiver<Ask>,
     waiting: VecDeque<Ask>,
@@ -119,7 +131,9 @@ impl Clerk {
     async fn refused(&self, error: LimiterError, failures: &mut u32) {
         *failures += 1;
         match &error {
-            LimiterError::Impossible { .. } => error!(%error, "no call can ever leave"),
+            // Of the stack itself: asks that don't fit it were refused at the desk.
+            LimiterError::Impossible { .. } if *failures == 1 => error!(%error, "no call can ever leave"),
+            LimiterError::Impossible { .. } => {}
             LimiterError::Away(_) if *failures == 1 => warn!(%error, stack = self.stack.name, "waiting"),
             LimiterError::Away(_) => {}
         }

@@ -155,8 +155,11 @@ async fn slot(crew: &Crew, serving: &Serving, job: &Job) -> Result<(), Early> {
     loop {
         let booked = tokio::select! {
             slot = serving.desk.slot(job.models.len() as u32) => slot,
-            () = crew.stopping.cancelled() => None,
+            () = crew.stopping.cancelled() => Ok(None),
         };
+        // More models than the limits ever give at once: waiting would not help it.
+        let booked =
+            booked.map_err(|error| uncalled(crew, serving, job, Class::Rejected, &error.to_string()))?;
         let Some(slot) = booked else { return Err(Box::new(Ending::release(job, Duration::ZERO))) };
         sleep_until(slot.at).await;
         let held =
