@@ -2,28 +2,33 @@
 //!
 //! `args` is what it can be told. An announcement's way: `source` (the queue or the log), `read` (the loop: count,
 //! write, commit) with `seen` and `tally` (what is news, and the counts) and `calls` (the statistics), `gather` (an
-//! image's summary), `rows` (text, with `cell`, `csv_rows` and `table_rows`), `writer` (the file or stdout); `ending`
-//! decides when it is over. `earlier` continues the file of a run that ended.
+//! image's summary), `rows` (text, with `cell`, `csv_rows`, `table_rows` and its `grid`), `writer` (the file or stdout); `ending`
+//! decides when it is over, `progress` shows how far it is, and `report` says what came of it. `terminal` knows how much fits on a line. `earlier` continues the file of a run that ended.
 
 mod args;
 mod calls;
-pub(crate) mod cell;
+mod cell;
 mod csv_rows;
 mod earlier;
 mod ending;
 mod gather;
+mod grid;
+mod progress;
 mod read;
+mod report;
 mod rows;
+#[cfg(test)]
+mod sample;
 mod seen;
 mod source;
 mod table_rows;
 mod tally;
+pub(crate) mod terminal;
 mod writer;
 
 use std::{fs::File, io::IsTerminal as _, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pixfleet_shared::{
     fleet::rabbit::RabbitQueue,
     queue::{Filter, From, Queue, Subscription},
@@ -31,18 +36,21 @@ use pixfleet_shared::{
 
 use crate::{config::Config, worker::on_signal};
 
+#[cfg(test)]
+pub(crate) use self::sample::sample;
 pub(crate) use self::{
     args::Args,
     gather::{Gather, Summary},
     seen::Sight,
     source::Source,
+    table_rows::TableRows,
     tally::Tally,
 };
 use self::{
     ending::Ending,
-    read::{Reader, Report},
+    progress::Progress,
+    read::Reader,
     rows::{Format, Rows},
-    tally::Counts,
     writer::Writer,
 };
 
@@ -58,7 +66,10 @@ pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> 
     let report = reader.run(queue.clone(), stop).await;
     queue.close().await;
     let report = report?;
-    args.tell(&report)?;
+    report.tell();
+    if args.json {
+        crate::output::json(&report)?;
+    }
     Ok(report.ended.exit(args.batch.is_some() && !args.follow).into())
 }
 
@@ -66,7 +77,8 @@ impl Args {
     async fn reader(&self, queue: &dyn Queue) -> anyhow::Result<Reader> {
         let mut tally = Tally::bounded(self.remember);
         let metadata = self.metadata.clone();
-        let mut rows = Rows::new(self.format, metadata, self.models.clone());
+        let terminal = self.out.is_none().then(terminal::stdout_width).flatten();
+        let mut rows = Rows::new(self.format, metadata, self.models.clone(), terminal);
         let output = self.output(&mut tally, &mut rows)?;
         // The census first: what it has not seen can't have reached the source either.
         let counts_elsewhere = self.batch.is_some() && (self.name.is_some() || self.since.is_some());
@@ -95,7 +107,8 @@ impl Args {
                 idle: self.idle,
                 timeout: self.timeout,
             },
-            bar: self.bar(),
+            // Where it does not run into the results.
+            progress: Progress::start(self.out.is_some() || self.json || !std::io::stdout().is_terminal()),
         })
     }
 
@@ -132,99 +145,10 @@ impl Args {
         }
         Ok(Some(Writer::file(earlier.file)))
     }
-
-    /// A count on a terminal, where it does not run into the results.
-    fn bar(&self) -> ProgressBar {
-        if self.out.is_none() && !self.json && std::io::stdout().is_terminal() {
-            return ProgressBar::hidden();
-        }
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} results, {msg}, {elapsed}");
-        bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-    }
-
-    /// Counts and statistics for people on stderr; with `--json`, for programs on stdout.
-    fn tell(&self, report: &Report) -> anyhow::Result<()> {
-        for line in self.lines(report) {
-            eprintln!("{line}");
-        }
-        if self.json {
-            crate::output::json(report)?;
-        }
-        Ok(())
-    }
-
-    fn lines(&self, report: &Report) -> Vec<String> {
-        let counts = &report.counts;
-        let of = counts.expected.map_or_else(String::new, |expected| format!(" of {expected}"));
-        let what = match &report.batch {
-            Some(batch) if report.complete => format!("batch {batch} is complete: "),
-            Some(batch) => format!("batch {batch} is not complete: "),
-            None => String::new(),
-        };
-        let Counts { results, done, failed, dead, .. } = *counts;
-        let mut lines =
-            vec![format!("{what}{results}{of} results: {done} done, {failed} failed, {dead} dead")];
-        if report.elsewhere > 0 {
-            lines.push(format!(
-                "{} of them did not come to this reader: written by an earlier run, or published before it began; \
-                 --batch alone replays all",
-                report.elsewhere
-            ));
-        }
-        let alone = report.calls.len() == 1;
-        lines.extend(report.calls.iter().map(|calls| match alone {
-            true => calls.to_string(),
-            false => format!("{}: {calls}", calls.provider),
-        }));
-        lines
-    }
 }
 
 fn new_file(path: &Path) -> anyhow::Result<File> {
     File::create(path).with_context(|| {
         format!("can't write {}: give --out a file in a folder that you may write", path.display())
     })
-}
-
-#[cfg(test)]
-pub(crate) fn sample(
-    image: &str,
-    model: &str,
-    outcome: pixfleet_shared::result::Outcome,
-    call: u32,
-) -> pixfleet_shared::result::ImageResult {
-    use pixfleet_shared::{
-        id::Id,
-        job::{Image, Job, Source},
-        result::{Answer, Call, Failure, ImageResult, Label, Outcome},
-    };
-    let source = Source::Url(format!("https://example.com/{image}.jpg"));
-    let job = Job::new(
-        "b".parse().unwrap(),
-        Image { id: image.to_owned(), source },
-        "restb".into(),
-        vec!["a".into(), "b".into()],
-    );
-    let answer = Answer {
-        labels: vec![Label { label: "kitchen".into(), confidence: Some(0.97) }],
-        ..Answer::default()
-    };
-    let failure = Failure { class: "transient".into(), message: "500 from the provider".into() };
-    ImageResult {
-        answer: (outcome == Outcome::Ok).then_some(answer),
-        failure: (outcome != Outcome::Ok).then_some(failure),
-        call: Some(Call {
-            id: Id::of(&[b"test.call", &call.to_be_bytes()]),
-            sent_at: jiff::Timestamp::from_second(i64::from(call)).unwrap(),
-            duration_ms: 100.0,
-            status: Some(200),
-            attempt: 1,
-            throttled: 0,
-            cost: 0.1,
-            limit_per_s: Some(4.0),
-            worker: "w".into(),
-        }),
-        ..ImageResult::of(&job, model, outcome)
-    }
 }

@@ -1,12 +1,11 @@
 //! What the demo plays: the images, the models, the limit, the sandbox and its provider. Data.
 
 use anyhow::Context as _;
-use comfy_table::{ContentArrangement, Table, presets};
 use pixfleet_sandbox::{Judging, Latency, Rule, Settings};
 use pixfleet_shared::settings::Document;
 use pixfleet_worker::provider::{Provider, Source};
 
-use crate::results::{Summary, cell};
+use crate::results::{Summary, TableRows, terminal};
 
 /// The provider's name in the demo's jobs and results.
 pub(super) const PROVIDER: &str = "restb-sandbox";
@@ -87,23 +86,12 @@ pub(super) fn provider(url: &str, judge: Judge) -> anyhow::Result<Provider> {
     Provider::load(PROVIDER, &own, source).context("the demo's provider")
 }
 
-/// Images by models.
-pub(super) fn table(summaries: &[Summary]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["image"].into_iter().chain(MODELS));
-    for name in IMAGES {
-        let summary = summaries.iter().find(|summary| summary.image == name);
-        let cell = |model: &str| {
-            let seen = summary.and_then(|summary| summary.find(model));
-            seen.map_or_else(
-                || "-".to_owned(),
-                |seen| cell::short(seen.answer.as_ref(), seen.failure.as_ref()),
-            )
-        };
-        table.add_row([name.to_owned()].into_iter().chain(MODELS.map(cell)));
-    }
-    table
+/// Images by models, as `pixfleet results --by-image --format table` prints them.
+pub(super) fn table(mut summaries: Vec<Summary>) -> Vec<u8> {
+    summaries.sort_by_key(|summary| IMAGES.iter().position(|name| *name == summary.image));
+    let mut rows = TableRows::new(MODELS.map(str::to_owned).to_vec(), terminal::stdout_width());
+    rows.summaries(&summaries);
+    rows.drain()
 }
 
 #[cfg(test)]

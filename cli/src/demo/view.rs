@@ -25,7 +25,7 @@ impl View {
     /// Begins to show a job of `results` results, on stderr. indicatif shows nothing where that is no terminal.
     pub(super) fn start(results: u64) -> Self {
         let bar = ProgressBar::new(results);
-        let style = ProgressStyle::with_template("{elapsed:>4} {bar:36} {pos}/{len} results  {msg}");
+        let style = ProgressStyle::with_template("{elapsed:>4} {wide_bar} {pos:>2}/{len} results  {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Self { bar, seen: VecDeque::new() }
     }

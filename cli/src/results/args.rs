@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::bail;
 use pixfleet_shared::{batch::BatchName, result::Outcome};
 
 use super::rows::Format;
@@ -80,20 +79,26 @@ pub(crate) struct Args {
 
 impl Args {
     /// What contradicts itself, with the way out.
-    pub(super) fn check(&self) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// A misuse of the command line, as clap's own.
+    pub(super) fn check(&self) -> Result<(), clap::Error> {
+        let misused = |way_out: &str| {
+            clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, format!("{way_out}\n"))
+        };
         if self.name.is_some() && self.by_image {
-            bail!(
+            return Err(misused(
                 "--by-image holds results until their image is complete, and a durable subscriber may only hold what \
-                 is written: leave --name out, and give --batch, --since or --follow"
-            );
+                 is written: leave --name out, and give --batch, --since or --follow",
+            ));
         }
         if self.name.is_some() && self.json && self.out.is_none() {
-            bail!("--name with --json would take results and write them nowhere: give --out");
+            return Err(misused("--name with --json would take results and write them nowhere: give --out"));
         }
         if self.by_image && self.models.is_empty() && (self.follow || self.batch.is_none()) {
-            bail!(
-                "--by-image does not know when an image is complete: give --models a,b,c, or --batch without --follow"
-            );
+            return Err(misused(
+                "--by-image does not know when an image is complete: give --models a,b,c, or --batch without --follow",
+            ));
         }
         Ok(())
     }

@@ -129,7 +129,7 @@ mod tests {
     use std::io::Write as _;
 
     fn written(format: Format) -> Vec<u8> {
-        let mut rows = Rows::new(format, None, Vec::new());
+        let mut rows = Rows::new(format, None, Vec::new(), None);
         for image in ["1", "a\nb", "3"] {
             let mut result = sample(image, "m", Outcome::Ok, 1);
             result.metadata.insert("note".into(), "two\nlines, \"quoted\"".into());

@@ -7,25 +7,23 @@ use std::{
 };
 
 use anyhow::Context as _;
-use indicatif::ProgressBar;
 use jiff::Timestamp;
 use pixfleet_shared::{
-    batch::BatchName,
     queue::{Filter, Queue, QueueError},
     result::{Announcement, ImageResult},
 };
-use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    calls::CallStatistics,
     ending::{Ended, Ending, Standing},
     gather::Gather,
+    progress::Progress,
+    report::Report,
     rows::Rows,
     seen::Sight,
     source::Source,
-    tally::{Counts, Tally},
+    tally::Tally,
     writer::Writer,
 };
 
@@ -34,7 +32,6 @@ const COMMIT_EVERY: usize = 250;
 const TICK: Duration = Duration::from_millis(100);
 /// After an interruption, an output that takes no more is given up.
 const LAST_WRITE: Duration = Duration::from_secs(5);
-const HINT_AFTER: Duration = Duration::from_secs(5);
 
 /// A reader of results, ready to run.
 pub(crate) struct Reader {
@@ -58,30 +55,8 @@ pub(crate) struct Reader {
     pub page: Duration,
     /// What ends the reader.
     pub ending: Ending,
-    /// Counts on a terminal.
-    pub bar: ProgressBar,
-}
-
-/// What a run came to.
-#[derive(Debug, Serialize)]
-pub(crate) struct Report {
-    /// The batch, if one was asked for.
-    pub batch: Option<BatchName>,
-    /// Why it ended.
-    pub ended: Ended,
-    /// Whether the batch is complete.
-    pub complete: bool,
-    /// The counts of the batch, or of what was read.
-    #[serde(flatten)]
-    pub counts: Counts,
-    /// Rows written.
-    pub written: u64,
-    /// Deliveries of a result that was here already; they were dropped.
-    pub repeated: u64,
-    /// Results of the batch that did not come to this subscriber: taken by an earlier run, or older than its name.
-    pub elsewhere: u64,
-    /// Time, rate and limit, for each provider.
-    pub calls: Vec<CallStatistics>,
+    /// What people see meanwhile.
+    pub progress: Progress,
 }
 
 /// What changes while a reader runs.
@@ -127,7 +102,6 @@ impl Run {
     async fn read(&mut self, queue: &dyn Queue, stop: &CancellationToken) -> anyhow::Result<Ended> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut hinted = false;
         loop {
             tokio::select! {
                 arrival = self.reader.source.next() => self.take(arrival?)?,
@@ -139,8 +113,11 @@ impl Run {
                     if let Some(ended) = self.reader.ending.verdict(&self.standing(queue)) {
                         return Ok(ended);
                     }
-                    self.show_progress();
-                    hinted = hinted || self.hint();
+                    let counts = self.totals().counts();
+                    self.reader.progress.show(&counts);
+                    if let (true, Some(batch)) = (self.last_arrival == self.began, &self.reader.show.batch) {
+                        self.reader.progress.nothing_of(batch, self.began.elapsed());
+                    }
                 }
                 () = stop.cancelled() => return Ok(Ended::Interrupted),
             }
@@ -238,7 +215,7 @@ impl Run {
                 .await
                 .context("the last rows could not be written")??;
         }
-        self.reader.bar.finish_and_clear();
+        self.reader.progress.end();
         Ok(Report {
             batch: self.reader.show.batch.clone(),
             ended,
@@ -265,28 +242,6 @@ impl Run {
             passed_present: self.passed_present,
             reachable: queue.health().is_ok(),
         }
-    }
-
-    fn show_progress(&self) {
-        let counts = self.totals().counts();
-        if let Some(expected) = counts.expected {
-            self.reader.bar.set_length(expected);
-        }
-        self.reader.bar.set_position(counts.results);
-        self.reader.bar.set_message(format!("{} failed, {} dead", counts.failed, counts.dead));
-    }
-
-    /// Says once that nothing is known of the batch: its name may be mistyped.
-    fn hint(&self) -> bool {
-        let nothing = self.last_arrival == self.began && self.began.elapsed() >= HINT_AFTER;
-        if let (true, Some(batch)) = (nothing, &self.reader.show.batch) {
-            self.reader.bar.suspend(|| {
-                eprintln!(
-                    "nothing of batch `{batch}` so far; waiting for it (is the name right? Ctrl-C ends)"
-                );
-            });
-        }
-        nothing
     }
 }
 

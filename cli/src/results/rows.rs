@@ -32,11 +32,17 @@ enum Kind {
 impl Rows {
     /// No rows yet. `metadata` names the metadata columns of a CSV; without it, the first row does.
     /// `models` names the model columns of summaries; without it, the first rows do.
-    pub(crate) fn new(format: Format, metadata: Option<Vec<String>>, models: Vec<String>) -> Self {
+    /// `terminal` is the width of the terminal that tables go to, if they do.
+    pub(crate) fn new(
+        format: Format,
+        metadata: Option<Vec<String>>,
+        models: Vec<String>,
+        terminal: Option<u16>,
+    ) -> Self {
         let kind = match format {
             Format::Jsonl => Kind::Jsonl(Vec::new()),
             Format::Csv => Kind::Csv(CsvRows::new(metadata, models)),
-            Format::Table => Kind::Table(TableRows::new(models)),
+            Format::Table => Kind::Table(TableRows::new(models, terminal)),
         };
         Self { kind, waiting: 0, total: 0 }
     }
