@@ -68,10 +68,12 @@ pub struct Lateness {
     /// So late it may leave once every later slot is moved back by the excess
     /// ([`RateLimiter::late`](crate::limiter::RateLimiter::late)), in microseconds. Later, its slot is forfeited.
     pub mended_us: u64,
+    /// What a forfeited slot costs, in microseconds: mending that moves the others further is not worth it.
+    pub forfeit_us: u64,
 }
 
 /// The longest lateness that is mended: one answer of the limiter has to come within it.
-const MOST_MENDED_US: u64 = 50_000;
+const MOST_MENDED_US: u64 = 80_000;
 
 /// How late a call of this stack may leave.
 ///
@@ -88,7 +90,11 @@ pub fn lateness(stack: &Stack) -> Lateness {
     };
     // A bucket of one token forgives nothing; a timer can't do better than a millisecond.
     let free_us = least(|limit| forgiven_us(limit) / 2.0).max(1_000);
-    Lateness { free_us, mended_us: least(mendable_us).min(MOST_MENDED_US).max(free_us) }
+    Lateness {
+        free_us,
+        mended_us: least(mendable_us).min(MOST_MENDED_US).max(free_us),
+        forfeit_us: stack.limits.iter().map(|limit| spacing(limit).interval_us).max().unwrap_or(0),
+    }
 }
 
 fn forgiven_us(limit: &Limit) -> f64 {
@@ -223,10 +229,10 @@ mod tests {
     #[test]
     fn a_call_may_be_as_late_as_half_of_what_its_judges_forgive_and_later_if_that_is_mended() {
         let late = |limits: Vec<Limit>| {
-            let Lateness { free_us, mended_us } = lateness(&Stack { name: "s".into(), limits });
+            let Lateness { free_us, mended_us, .. } = lateness(&Stack { name: "s".into(), limits });
             (free_us, mended_us)
         };
-        assert_eq!(late(vec![limit(4, Judge::Sliding, 1, 8.0)]), (4_000, 50_000));
+        assert_eq!(late(vec![limit(4, Judge::Sliding, 1, 8.0)]), (4_000, 80_000));
         assert_eq!(late(vec![limit(200, Judge::Bucket, 21, 8.0)]), (25_000, 25_000));
         assert_eq!(late(vec![limit(200, Judge::Bucket, 1, 8.0)]), (1_000, 1_000));
         assert_eq!(late(vec![limit(30, Judge::Leaky, 0, 8.0)]), (4_000, 4_000));

@@ -28,7 +28,7 @@ use crate::{
 /// Time for a hold-off to be said to the fleet.
 const HOLD_OFF_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the limiter's answer may take when a late slot is mended.
-const MENDING_MARGIN_US: u64 = 4_000;
+const MENDING_MARGIN_US: u64 = 10_000;
 /// Pause between two questions to a ledger that is away.
 const LEDGER_PAUSE: Duration = Duration::from_millis(200);
 
@@ -175,13 +175,13 @@ async fn slot(crew: &Crew, serving: &Serving, job: &Job) -> Result<(), Early> {
 
 /// Whether a call may still leave at this slot; where it is late, what is booked after it makes room first.
 async fn in_time(crew: &Crew, serving: &Serving, slot: Slot, label: &ProviderLabel) -> bool {
-    let Lateness { free_us, mended_us } = serving.lateness;
+    let Lateness { free_us, mended_us, forfeit_us } = serving.lateness;
     let late = late_us(slot);
     if late <= free_us {
         return true;
     }
     let told_by = late + MENDING_MARGIN_US;
-    if told_by > mended_us {
+    if told_by > mended_us || told_by - free_us >= forfeit_us {
         return false;
     }
     let by = Duration::from_micros(told_by - free_us);
