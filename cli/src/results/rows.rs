@@ -25,7 +25,7 @@ pub(crate) struct Rows {
 
 enum Kind {
     Jsonl(Vec<u8>),
-    Csv(CsvRows),
+    Csv(Box<CsvRows>),
     Table(TableRows),
 }
 
@@ -41,7 +41,7 @@ impl Rows {
     ) -> Self {
         let kind = match format {
             Format::Jsonl => Kind::Jsonl(Vec::new()),
-            Format::Csv => Kind::Csv(CsvRows::new(metadata, models)),
+            Format::Csv => Kind::Csv(Box::new(CsvRows::new(metadata, models))),
             Format::Table => Kind::Table(TableRows::new(models, terminal)),
         };
         Self { kind, waiting: 0, total: 0 }
@@ -49,7 +49,7 @@ impl Rows {
 
     /// Rows that follow those of an earlier run, whose CSV header was `header`.
     pub(crate) fn following(header: Vec<String>) -> Self {
-        Self { kind: Kind::Csv(CsvRows::following(header)), waiting: 0, total: 0 }
+        Self { kind: Kind::Csv(Box::new(CsvRows::following(header))), waiting: 0, total: 0 }
     }
 
     /// Adds a result.
