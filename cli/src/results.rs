@@ -2,8 +2,9 @@
 //!
 //! `args` is what it can be told. An announcement's way: `source` (the queue or the log), `read` (the loop: count,
 //! write, commit) with `seen` and `tally` (what is news, and the counts) and `calls` (the statistics), `gather` (an
-//! image's summary), `rows` (text, with `cell`, `csv_rows`, `table_rows` and its `grid`), `writer` (the file or stdout); `ending`
-//! decides when it is over, `progress` shows how far it is, and `report` says what came of it. `terminal` knows how much fits on a line. `earlier` continues the file of a run that ended.
+//! image's summary), `rows` (text, with `cell`, `csv_rows`, `table_rows` and its `grid`), `writer` (the file or stdout);
+//! `ending` decides when it is over, `progress` shows how far it is, and `report` says what came of it. `terminal`
+//! knows how much fits on a line. `earlier` continues the file of a run that ended.
 
 mod args;
 mod calls;

@@ -110,14 +110,11 @@ impl Run {
                     if self.last_write.elapsed() >= self.reader.page {
                         self.write(stop).await?;
                     }
-                    if let Some(ended) = self.reader.ending.verdict(&self.standing(queue)) {
+                    let standing = self.standing(queue);
+                    if let Some(ended) = self.reader.ending.verdict(&standing) {
                         return Ok(ended);
                     }
-                    let counts = self.totals().counts();
-                    self.reader.progress.show(&counts);
-                    if let (true, Some(batch)) = (self.last_arrival == self.began, &self.reader.show.batch) {
-                        self.reader.progress.nothing_of(batch, self.began.elapsed());
-                    }
+                    self.show(&standing);
                 }
                 () = stop.cancelled() => return Ok(Ended::Interrupted),
             }
@@ -241,6 +238,15 @@ impl Run {
             elsewhere: self.elsewhere,
             passed_present: self.passed_present,
             reachable: queue.health().is_ok(),
+        }
+    }
+
+    fn show(&mut self, standing: &Standing) {
+        let counts = self.totals().counts();
+        self.reader.progress.show(&counts);
+        let nothing = self.last_arrival == self.began && standing.reachable;
+        if let (true, Some(batch)) = (nothing, &self.reader.show.batch) {
+            self.reader.progress.nothing_of(batch, standing.running);
         }
     }
 }
