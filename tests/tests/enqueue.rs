@@ -9,13 +9,13 @@ use std::{
     path::PathBuf,
     process::{Command, Stdio},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::StreamExt;
 use lapin::{
-    BasicProperties, Channel, Connection, ConnectionProperties,
-    options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    Channel, Connection, ConnectionProperties,
+    options::{BasicConsumeOptions, QueueDeclareOptions},
     types::FieldTable,
 };
 use pixfleet_producer::{
@@ -26,9 +26,9 @@ use pixfleet_producer::{
 };
 use pixfleet_shared::{
     batch::BatchState,
-    fleet::rabbit::{self, JOBS_EXCHANGE, RabbitQueue, job_queue},
+    fleet::rabbit::{self, RabbitQueue, job_queue},
     id::Id,
-    job::{Image, Job, Priority, Source},
+    job::{Job, Priority},
     queue::{Filter, From, Queue, Subscription},
     result::Announcement,
 };
@@ -308,55 +308,4 @@ fn kill_when(enqueued: u64, folder: &str, url: &str) {
     child.kill().unwrap();
     let ended = child.wait().unwrap();
     assert!(far_enough && !ended.success(), "killed in the middle, not at its end");
-}
-
-/// `tests/services run -- cargo test --release -p pixfleet-tests --test enqueue -- --ignored --nocapture rate`
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement: run it alone, and with --release"]
-async fn the_rate_is_most_of_what_a_bare_loop_reaches() {
-    let count =
-        std::env::var("PIXFLEET_TEST_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(100_000_u32);
-    let mut shares = Vec::new();
-    for _ in 0..3 {
-        let folder = tempfile::tempdir().unwrap();
-        let site = Site::new(&folder);
-        site.manifest(&images(count / 2));
-        let bare = bare_loop(&site, count).await;
-        let ours = site.run(BadRows::Stop).await.unwrap().rate;
-        println!("bare {bare:.0}/s, enqueue {ours:.0}/s: {:.0} %", 100.0 * ours / bare);
-        shares.push(ours / bare);
-        assert_eq!(site.drain().await.len(), count as usize + 1);
-    }
-    shares.sort_by(f64::total_cmp);
-    assert!(shares[1] >= 0.7, "the median of three runs is {:.2} of the bare loop", shares[1]);
-}
-
-/// Messages of the same size to the same quorum queue, a thousand on their way, and nothing else: jobs a second.
-async fn bare_loop(site: &Site, count: u32) -> f64 {
-    site.queue().await.close().await; // declares the topology
-    let channel = raw(&site.url).await;
-    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-    let image = Image { id: "bare0".into(), source: Source::Url("https://img.example.com/12345.jpg".into()) };
-    let mut job = Job::new(batch(), image, "restb".into(), vec!["a".into(), "b".into()]);
-    job.metadata.insert("note".into(), "a note".into());
-    let (body, key) = (job.to_message().unwrap(), format!("{}.0", Priority::Bulk));
-    let started = Instant::now();
-    let mut unconfirmed = FuturesUnordered::new();
-    for _ in 0..count {
-        let properties =
-            BasicProperties::default().with_delivery_mode(2).with_message_id(job.id.to_string().into());
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let confirm = channel
-            .basic_publish(JOBS_EXCHANGE.into(), key.as_str().into(), options, &body, properties)
-            .await
-            .unwrap();
-        unconfirmed.push(confirm);
-        if unconfirmed.len() >= 1000 {
-            unconfirmed.next().await.unwrap().unwrap();
-        }
-    }
-    while let Some(confirmed) = unconfirmed.next().await {
-        confirmed.unwrap();
-    }
-    f64::from(count) / started.elapsed().as_secs_f64()
 }

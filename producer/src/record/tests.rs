@@ -191,31 +191,3 @@ proptest! {
         }
     }
 }
-
-/// `cargo test --release -p pixfleet-producer -- --ignored --nocapture measured`
-#[test]
-#[ignore = "a measurement: run it alone, and with --release"]
-fn the_cost_of_the_record_is_measured() {
-    let (_folder, path) = folder();
-    let all = ids(0..1_000_000);
-    for run in ["first", "again"] {
-        let opened = std::time::Instant::now();
-        let mut record = open(&path);
-        let opening = opened.elapsed();
-        let started = std::time::Instant::now();
-        for chunk in all.chunks(256) {
-            let claims = record.claim(chunk).unwrap();
-            let fresh: Vec<Id> = chunk
-                .iter()
-                .zip(claims)
-                .filter_map(|(id, claim)| (claim == Claim::Fresh).then_some(*id))
-                .collect();
-            if !fresh.is_empty() {
-                record.confirm(&fresh, fresh.len() as u64).unwrap();
-            }
-        }
-        let each = started.elapsed().as_secs_f64() * 1e6 / all.len() as f64;
-        println!("{run} run: opened in {opening:?}, {each:.2} us an id");
-        assert!(each < 20.0, "{each} us an id would hold up a queue that takes 25,000 jobs a second");
-    }
-}
