@@ -62,7 +62,7 @@ impl fmt::Debug for Config {
 impl Config {
     /// The broker's address as it may be shown: no user, no password, no query.
     pub fn endpoint(&self) -> String {
-        shown(&self.url)
+        self.resolved_url().map_or_else(|why| why, |url| shown(&url))
     }
 
     /// The URL to connect to, from `url_file` where one is given.
@@ -108,5 +108,15 @@ mod tests {
             Config { url: "amqps://me:p@ss@mq.example.com:5671/v?heartbeat=1".into(), ..Config::default() };
         assert_eq!(config.endpoint(), "amqps://mq.example.com:5671/v");
         assert!(!format!("{config:?}").contains("p@ss"));
+    }
+
+    #[test]
+    fn the_url_is_read_from_its_file_and_a_missing_file_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "amqp://u:p@10.1.2.3:7000/v\n").unwrap();
+        let config = Config { url_file: Some(file.path().display().to_string()), ..Config::default() };
+        assert_eq!(config.endpoint(), "amqp://10.1.2.3:7000/v");
+        let missing = Config { url_file: Some("/nowhere/url".into()), ..Config::default() };
+        assert!(missing.resolved_url().unwrap_err().contains("/nowhere/url"));
     }
 }

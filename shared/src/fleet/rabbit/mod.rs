@@ -10,9 +10,11 @@ mod lanes;
 mod link;
 mod publisher;
 mod queue;
+mod session;
 mod settle;
 mod subscriber;
 mod topology;
+mod unconfirmed;
 
 pub use config::Config;
 pub use queue::RabbitQueue;

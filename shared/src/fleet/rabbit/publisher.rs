@@ -4,11 +4,7 @@
 //! unconfirmed (a channel or connection that ended): it is published again, with the same id. One task owns the
 //! channel, because lapin numbers publishes and writes them under two locks: two publishers could swap numbers.
 
-use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use lapin::{
@@ -27,37 +23,18 @@ use super::{
     config::Config,
     link::{Link, Up},
     topology,
+    unconfirmed::{Booked, Message, Parcel, Unconfirmed},
 };
 use crate::queue::QueueError;
 
 /// Times that a message may come back as unroutable, with the topology declared anew in between.
 const MAX_RETURNS: u32 = 5;
 
-/// One message to publish, persistent and mandatory.
-#[derive(Debug)]
-pub(super) struct Message {
-    pub(super) exchange: String,
-    pub(super) routing_key: String,
-    /// Names the message: a returned one is found by it.
-    pub(super) id: String,
-    pub(super) content_type: &'static str,
-    /// Rebuilt for each publish, never copied from a delivery: an `x-death` sent back is read by the broker, and
-    /// can make it drop the message as a cycle.
-    pub(super) headers: Vec<(&'static str, String)>,
-    pub(super) body: Vec<u8>,
-}
-
 /// A handle on the publishing task.
 #[derive(Clone)]
 pub(super) struct Publisher {
     parcels: mpsc::Sender<Parcel>,
     patience: Duration,
-}
-
-/// Messages that one caller waits for together.
-struct Parcel {
-    messages: Vec<Message>,
-    done: oneshot::Sender<Result<(), QueueError>>,
 }
 
 impl Publisher {
@@ -70,7 +47,7 @@ impl Publisher {
             confirm_timeout: config.confirm_timeout(),
             max_unconfirmed: config.max_unconfirmed,
             inbox,
-            ledger: Unconfirmed::default(),
+            unconfirmed: Unconfirmed::default(),
         };
         tasks.spawn(async move {
             tokio::select! {
@@ -104,87 +81,16 @@ impl Publisher {
     }
 }
 
-/// What is published and not yet known to be stored.
-#[derive(Default)]
-struct Unconfirmed {
-    next: u64,
-    messages: HashMap<u64, Pending>,
-    callers: HashMap<u64, Caller>,
-    /// To be said (again), the oldest first.
-    backlog: VecDeque<u64>,
-    /// Ids that came back as unroutable, until their own confirm arrives.
-    returned: HashSet<String>,
-}
-
-struct Pending {
-    message: Arc<Message>,
-    caller: u64,
-    returns: u32,
-}
-
-struct Caller {
-    waiting_for: usize,
-    done: oneshot::Sender<Result<(), QueueError>>,
-}
-
-impl Unconfirmed {
-    fn accept(&mut self, parcel: Parcel) {
-        let caller = self.next;
-        self.callers.insert(caller, Caller { waiting_for: parcel.messages.len(), done: parcel.done });
-        for message in parcel.messages {
-            self.next += 1;
-            self.messages.insert(self.next, Pending { message: Arc::new(message), caller, returns: 0 });
-            self.backlog.push_back(self.next);
-        }
-        self.next += 1;
-    }
-
-    fn stored(&mut self, number: u64) {
-        let Some(pending) = self.messages.remove(&number) else {
-            return;
-        };
-        let Some(caller) = self.callers.get_mut(&pending.caller) else {
-            return;
-        };
-        caller.waiting_for -= 1;
-        if caller.waiting_for == 0 {
-            self.tell(pending.caller, Ok(()));
-        }
-    }
-
-    /// One of a caller's messages can't be stored: the caller is told, its others may be.
-    fn refused(&mut self, number: u64, error: QueueError) {
-        if let Some(pending) = self.messages.remove(&number) {
-            self.tell(pending.caller, Err(error));
-        }
-    }
-
-    fn tell(&mut self, caller: u64, outcome: Result<(), QueueError>) {
-        if let Some(caller) = self.callers.remove(&caller) {
-            // A caller that no longer listens lost its patience, and knows.
-            let _ = caller.done.send(outcome);
-        }
-    }
-
-    /// The channel is gone: everything that was on its way is to be said again, in its order.
-    fn all_again(&mut self) {
-        let mut numbers: Vec<u64> = self.messages.keys().copied().collect();
-        numbers.sort_unstable();
-        self.backlog = numbers.into();
-        self.returned.clear();
-    }
-}
-
 struct Owner {
     link: Link,
     lanes: u8,
     confirm_timeout: Duration,
     max_unconfirmed: usize,
     inbox: mpsc::Receiver<Parcel>,
-    ledger: Unconfirmed,
+    unconfirmed: Unconfirmed,
 }
 
-type Confirm = BoxFuture<'static, (u64, Result<Confirmation, lapin::Error>)>;
+type Confirm = BoxFuture<'static, (u64, Arc<Message>, Result<Confirmation, lapin::Error>)>;
 
 /// Why an epoch of the publisher ended.
 enum Ended {
@@ -201,9 +107,9 @@ impl Owner {
             match self.epoch(&up).await {
                 Ended::Done => return,
                 Ended::Lost(reason) => {
-                    warn!(reason, unconfirmed = self.ledger.messages.len(), "publishing channel lost");
+                    warn!(reason, unconfirmed = self.unconfirmed.len(), "publishing channel lost");
                     self.link.retire(up.epoch);
-                    self.ledger.all_again();
+                    self.unconfirmed.all_again();
                     // The link needs a moment to notice; a new epoch is waited for in `up`.
                     sleep(Duration::from_millis(20)).await;
                 }
@@ -224,29 +130,25 @@ impl Owner {
         let mut blocked = up.blocked;
         loop {
             while !blocked && on_their_way.len() < self.max_unconfirmed {
-                let Some(number) = self.ledger.backlog.pop_front() else {
-                    break;
-                };
-                if let Some(pending) = self.ledger.messages.get(&number) {
-                    on_their_way.push(Box::pin(say(channel.clone(), number, pending.message.clone())));
-                }
+                let Some((number, message)) = self.unconfirmed.say_next() else { break };
+                on_their_way.push(Box::pin(say(channel.clone(), number, message)));
             }
-            if !open && self.ledger.messages.is_empty() {
+            if !open && self.unconfirmed.is_empty() {
                 return Ended::Done;
             }
-            let room = self.ledger.backlog.is_empty() && on_their_way.len() < self.max_unconfirmed;
+            let room = !self.unconfirmed.has_backlog() && on_their_way.len() < self.max_unconfirmed;
             tokio::select! {
                 biased;
-                Some((number, confirm)) = on_their_way.next() => {
+                Some((number, message, confirm)) = on_their_way.next() => {
                     progress = Instant::now();
-                    if let Err(lost) = self.confirmed(number, confirm, up).await {
+                    if let Err(lost) = self.confirmed(number, &message, confirm, up).await {
                         return Ended::Lost(lost);
                     }
                 }
                 parcel = self.inbox.recv(), if open && room && !blocked => match parcel {
                     Some(parcel) => {
                         if on_their_way.is_empty() { progress = Instant::now(); }
-                        self.ledger.accept(parcel);
+                        self.unconfirmed.accept(parcel);
                     }
                     None => open = false,
                 },
@@ -267,13 +169,11 @@ impl Owner {
         }
     }
 
-    /// Books one confirm.
-    ///
-    /// lapin hands a returned message to whichever confirm completes next, so the message is known by its own
-    /// id: it is noted here, and its own confirm (which the broker sends after the return) finds the note.
+    /// Books one confirm; an error ends the epoch.
     async fn confirmed(
         &mut self,
         number: u64,
+        message: &Message,
         confirm: Result<Confirmation, lapin::Error>,
         up: &Up,
     ) -> Result<(), String> {
@@ -286,38 +186,33 @@ impl Owner {
         if let Some(returned) = confirm.take_message()
             && let Some(id) = returned.delivery.properties.message_id()
         {
-            self.ledger.returned.insert(id.to_string());
+            self.unconfirmed.came_back(id.as_str());
         }
-        let Some(pending) = self.ledger.messages.get_mut(&number) else {
-            return Ok(());
-        };
-        if self.ledger.returned.remove(&pending.message.id) {
-            pending.returns += 1;
-            return self.unroutable(number, up).await;
+        match self.unconfirmed.confirmed(number, nacked) {
+            Booked::Stored | Booked::Again => Ok(()),
+            Booked::Unroutable(times) => self.unroutable(number, message, times, up).await,
         }
-        if nacked {
-            self.ledger.backlog.push_back(number);
-        } else {
-            self.ledger.stored(number);
-        }
-        Ok(())
     }
 
     /// Nobody takes the message: the topology is declared anew, and the message said again.
-    async fn unroutable(&mut self, number: u64, up: &Up) -> Result<(), String> {
-        let Some(pending) = self.ledger.messages.get(&number) else {
-            return Ok(());
-        };
-        let (exchange, key) = (&pending.message.exchange, &pending.message.routing_key);
-        let error = QueueError::Topology(format!("no queue takes `{key}` from exchange `{exchange}`"));
-        warn!(%error, "a message came back");
-        if pending.returns > MAX_RETURNS {
-            self.ledger.refused(number, error);
+    async fn unroutable(
+        &mut self,
+        number: u64,
+        message: &Message,
+        times: u32,
+        up: &Up,
+    ) -> Result<(), String> {
+        let Message { exchange, routing_key, .. } = message;
+        let error =
+            QueueError::Topology(format!("no queue takes `{routing_key}` from exchange `{exchange}`"));
+        warn!(%error, times, "a message came back");
+        if times > MAX_RETURNS {
+            self.unconfirmed.refuse(number, error);
             return Ok(());
         }
         match timeout(self.confirm_timeout, topology::declare(&up.connection, self.lanes)).await {
-            Ok(Ok(())) => self.ledger.backlog.push_back(number),
-            Ok(Err(error @ QueueError::Topology(_))) => self.ledger.refused(number, error),
+            Ok(Ok(())) => self.unconfirmed.again(number),
+            Ok(Err(error @ QueueError::Topology(_))) => self.unconfirmed.refuse(number, error),
             Ok(Err(error)) => return Err(error.to_string()),
             Err(_) => return Err("the topology could not be declared in time".to_owned()),
         }
@@ -335,7 +230,7 @@ async fn say(
     channel: Channel,
     number: u64,
     message: Arc<Message>,
-) -> (u64, Result<Confirmation, lapin::Error>) {
+) -> (u64, Arc<Message>, Result<Confirmation, lapin::Error>) {
     let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let (exchange, key) = (message.exchange.as_str().into(), message.routing_key.as_str().into());
     let confirm =
@@ -343,7 +238,7 @@ async fn say(
             Ok(confirm) => confirm.await,
             Err(error) => Err(error),
         };
-    (number, confirm)
+    (number, message, confirm)
 }
 
 fn properties(message: &Message) -> BasicProperties {

@@ -13,8 +13,9 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::{
-    publisher::{Message, Publisher},
+    publisher::Publisher,
     topology::{DEAD_EXCHANGE, RESULTS_EXCHANGE, exchange_after},
+    unconfirmed::Message,
 };
 use crate::{
     id::Id,

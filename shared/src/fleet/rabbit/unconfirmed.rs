@@ -1,0 +1,234 @@
+//! What is published and not yet known to be stored: who waits for it, and what has to be said again. No I/O.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
+
+use tokio::sync::oneshot;
+
+use crate::queue::QueueError;
+
+/// One message to publish, persistent and mandatory.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) exchange: String,
+    pub(super) routing_key: String,
+    /// Names the message: a returned one is found by it.
+    pub(super) id: String,
+    pub(super) content_type: &'static str,
+    /// Rebuilt for each publish, never copied from a delivery: an `x-death` sent back is read by the broker, and
+    /// can make it drop the message as a cycle.
+    pub(super) headers: Vec<(&'static str, String)>,
+    pub(super) body: Vec<u8>,
+}
+
+/// Messages that one caller waits for together.
+pub(super) struct Parcel {
+    pub(super) messages: Vec<Message>,
+    pub(super) done: oneshot::Sender<Result<(), QueueError>>,
+}
+
+/// What a confirm meant for its message.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Booked {
+    /// It is stored, and its caller told once all of its messages are.
+    Stored,
+    /// The broker refused it, and it is in the backlog again.
+    Again,
+    /// It came back, for the so-many-eth time: nobody takes it. The caller decides.
+    Unroutable(u32),
+}
+
+/// The messages on their way, by number in the order in which they were handed over.
+#[derive(Default)]
+pub(super) struct Unconfirmed {
+    next: u64,
+    messages: HashMap<u64, Pending>,
+    callers: HashMap<u64, Caller>,
+    /// To be said (again), the oldest first.
+    backlog: VecDeque<u64>,
+    /// Ids that came back as unroutable, until their own confirm arrives.
+    returned: HashSet<String>,
+}
+
+struct Pending {
+    message: Arc<Message>,
+    caller: u64,
+    returns: u32,
+}
+
+struct Caller {
+    waiting_for: usize,
+    done: oneshot::Sender<Result<(), QueueError>>,
+}
+
+impl Unconfirmed {
+    pub(super) fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    pub(super) fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// Takes in what a caller wants published.
+    pub(super) fn accept(&mut self, parcel: Parcel) {
+        let caller = self.next;
+        self.callers.insert(caller, Caller { waiting_for: parcel.messages.len(), done: parcel.done });
+        for message in parcel.messages {
+            self.next += 1;
+            self.messages.insert(self.next, Pending { message: Arc::new(message), caller, returns: 0 });
+            self.backlog.push_back(self.next);
+        }
+        self.next += 1;
+    }
+
+    /// The next message to publish, with its number.
+    pub(super) fn say_next(&mut self) -> Option<(u64, Arc<Message>)> {
+        while let Some(number) = self.backlog.pop_front() {
+            if let Some(pending) = self.messages.get(&number) {
+                return Some((number, pending.message.clone()));
+            }
+        }
+        None
+    }
+
+    /// Notes that the message of this id came back. lapin hands it to whichever confirm completes next, so it is
+    /// known by its own id; its own confirm, which the broker sends after the return, finds the note.
+    pub(super) fn came_back(&mut self, id: &str) {
+        self.returned.insert(id.to_owned());
+    }
+
+    /// Books the confirm of one message.
+    pub(super) fn confirmed(&mut self, number: u64, nacked: bool) -> Booked {
+        let Some(pending) = self.messages.get_mut(&number) else { return Booked::Stored };
+        if self.returned.remove(&pending.message.id) {
+            pending.returns += 1;
+            return Booked::Unroutable(pending.returns);
+        }
+        if nacked {
+            self.again(number);
+            return Booked::Again;
+        }
+        self.stored(number);
+        Booked::Stored
+    }
+
+    /// Puts a message into the backlog again.
+    pub(super) fn again(&mut self, number: u64) {
+        self.backlog.push_back(number);
+    }
+
+    /// A message can't be stored: its caller is told, whose other messages may be.
+    pub(super) fn refuse(&mut self, number: u64, error: QueueError) {
+        if let Some(pending) = self.messages.remove(&number) {
+            self.tell(pending.caller, Err(error));
+        }
+    }
+
+    /// The channel is gone: everything that was on its way is to be said again, in its order.
+    pub(super) fn all_again(&mut self) {
+        let mut numbers: Vec<u64> = self.messages.keys().copied().collect();
+        numbers.sort_unstable();
+        self.backlog = numbers.into();
+        self.returned.clear();
+    }
+
+    fn stored(&mut self, number: u64) {
+        let Some(pending) = self.messages.remove(&number) else { return };
+        let Some(caller) = self.callers.get_mut(&pending.caller) else { return };
+        caller.waiting_for -= 1;
+        if caller.waiting_for == 0 {
+            self.tell(pending.caller, Ok(()));
+        }
+    }
+
+    fn tell(&mut self, caller: u64, outcome: Result<(), QueueError>) {
+        if let Some(caller) = self.callers.remove(&caller) {
+            // A caller that no longer listens lost its patience, and knows.
+            let _ = caller.done.send(outcome);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Told = oneshot::Receiver<Result<(), QueueError>>;
+
+    fn parcel(ids: &[&str]) -> (Parcel, Told) {
+        let message = |id: &&str| Message {
+            exchange: "e".into(),
+            routing_key: "k".into(),
+            id: (*id).to_owned(),
+            content_type: "application/json",
+            headers: Vec::new(),
+            body: Vec::new(),
+        };
+        let (done, told) = oneshot::channel();
+        (Parcel { messages: ids.iter().map(message).collect(), done }, told)
+    }
+
+    fn said(unconfirmed: &mut Unconfirmed) -> Vec<(u64, String)> {
+        std::iter::from_fn(|| unconfirmed.say_next())
+            .map(|(number, message)| (number, message.id.clone()))
+            .collect()
+    }
+
+    #[test]
+    fn a_caller_is_told_when_the_last_of_its_messages_is_stored() {
+        let mut unconfirmed = Unconfirmed::default();
+        let (parcel, mut told) = parcel(&["a", "b"]);
+        unconfirmed.accept(parcel);
+        let said = said(&mut unconfirmed);
+        assert_eq!(unconfirmed.confirmed(said[1].0, false), Booked::Stored);
+        assert!(told.try_recv().is_err(), "told too early");
+        assert_eq!(unconfirmed.confirmed(said[0].0, false), Booked::Stored);
+        assert!(told.try_recv().unwrap().is_ok() && unconfirmed.is_empty());
+    }
+
+    #[test]
+    fn a_returned_message_is_known_by_its_id_whichever_confirm_carried_it() {
+        let mut unconfirmed = Unconfirmed::default();
+        let (parcel, mut told) = parcel(&["routed", "unroutable"]);
+        unconfirmed.accept(parcel);
+        let said = said(&mut unconfirmed);
+        // The confirm of the routed message brings the other one back.
+        unconfirmed.came_back("unroutable");
+        assert_eq!(unconfirmed.confirmed(said[0].0, false), Booked::Stored);
+        assert_eq!(unconfirmed.confirmed(said[1].0, false), Booked::Unroutable(1));
+        assert!(told.try_recv().is_err(), "a returned message is not stored");
+        unconfirmed.refuse(said[1].0, QueueError::Topology("no queue".into()));
+        assert!(matches!(told.try_recv().unwrap(), Err(QueueError::Topology(_))));
+    }
+
+    #[test]
+    fn a_refused_message_is_said_again() {
+        let mut unconfirmed = Unconfirmed::default();
+        let (parcel, _told) = parcel(&["a"]);
+        unconfirmed.accept(parcel);
+        let first = said(&mut unconfirmed);
+        assert_eq!(unconfirmed.confirmed(first[0].0, true), Booked::Again);
+        assert_eq!(said(&mut unconfirmed), first);
+    }
+
+    #[test]
+    fn after_a_lost_channel_everything_unconfirmed_is_said_again_in_its_order() {
+        let mut unconfirmed = Unconfirmed::default();
+        let (first, _a) = parcel(&["a", "b"]);
+        let (second, _b) = parcel(&["c", "d"]);
+        unconfirmed.accept(first);
+        unconfirmed.accept(second);
+        let before = said(&mut unconfirmed);
+        unconfirmed.confirmed(before[1].0, false);
+        unconfirmed.all_again();
+        let ids: Vec<String> = said(&mut unconfirmed).into_iter().map(|(_, id)| id).collect();
+        assert_eq!(ids, ["a", "c", "d"]);
+    }
+}
