@@ -10,8 +10,7 @@ use pixfleet_shared::{
 };
 use pixfleet_tests::fleet::{Fleet, KEY, busiest, job};
 
-/// The jitter is generous: these tests are of promises, on machines that are busy with other tests.
-const LIMIT_50: &str = "limits = [{ name = \"rate\", calls = 50, jitter_ms = 25 }]";
+const LIMIT_50: &str = "limits = [{ name = \"rate\", calls = 50 }]";
 
 fn sandbox(rule: Rule, limit: u32, latency_ms: u64) -> Settings {
     Settings {
