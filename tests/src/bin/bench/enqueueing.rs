@@ -27,20 +27,22 @@ const WINDOW: usize = 1_000;
 pub(crate) async fn measure() -> Vec<Figure> {
     let fleet = Fleet::start(Settings::default(), "", "").await;
     let manifest = manifest(&fleet, ROWS);
-    let mut ratios = Vec::new();
-    let mut last = (0.0, 0.0);
+    let mut turns = Vec::new();
     for turn in 0..TURNS {
         purge(&fleet).await;
         let bare = bare_loop(&fleet).await;
         purge(&fleet).await;
         let (ours, _) = enqueue(&fleet, &manifest, &format!("turn{turn}"), ROWS);
-        ratios.push(ours / bare);
-        last = (ours, bare);
+        turns.push((ours / bare, ours, bare));
     }
-    ratios.sort_by(f64::total_cmp);
-    let ratio = ratios[TURNS / 2];
-    let measured = format!("{ratio:.2} of a bare loop ({:.0}/s of {:.0}/s in the last turn)", last.0, last.1);
-    let data = json!({"ratios": ratios, "jobs_per_s": last.0, "bare_per_s": last.1});
+    turns.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let (ratio, ours, bare) = turns[TURNS / 2];
+    let measured = format!(
+        "{ratio:.2} of a bare loop ({ours:.0}/s of {bare:.0}/s; {:.2} to {:.2})",
+        turns[0].0,
+        turns[TURNS - 1].0
+    );
+    let data = json!({"ratio": ratio, "lowest": turns[0].0, "highest": turns[TURNS - 1].0, "jobs_per_s": ours, "bare_per_s": bare});
     let rate =
         Figure::new("enqueue, 100,000 rows, median of 3 turns", measured, ">= 0.70", ratio >= 0.7, data);
 
