@@ -1,6 +1,6 @@
 //! `pixfleet worker`: works on the jobs of every configured provider, until told to stop.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use pixfleet_shared::{
@@ -47,7 +47,8 @@ pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow:
     let queue = RabbitQueue::start(config.rabbitmq);
     let engines = Engines { queue: queue.clone(), limiter: redis.limiter(), ledger: redis.ledger() };
     let shutdown = on_signal()?;
-    let report = pixfleet_worker::run(config.worker, providers, engines, admin, shutdown).await;
+    let report =
+        pixfleet_worker::run(config.worker, providers, engines, Arc::default(), admin, shutdown).await;
     queue.close().await;
     let report = report?;
     if args.json {

@@ -8,7 +8,14 @@ mod ending;
 mod read;
 mod tally;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
@@ -34,7 +41,7 @@ pub use tally::{Summary, Tally};
 use crate::{
     manifest::Manifest,
     plan::{Plan, Stamp},
-    record::{Record, Totals, clerk::Clerk},
+    record::{Claim, Record, Totals, clerk::Clerk},
     settings::Config,
 };
 
@@ -58,6 +65,9 @@ pub struct Order {
     pub trace: Option<TraceParent>,
     /// What becomes of rows that can't be used.
     pub bad_rows: BadRows,
+    /// Whether the manifest has to be the one that the batch was begun with: then the record knows the jobs of some
+    /// of its first rows, and else nothing is enqueued. A row that was mended, or rows that were added, do no harm.
+    pub same_manifest: bool,
 }
 
 /// Puts every row of `manifest` on the queue that `record` does not know as confirmed, and closes the batch.
@@ -104,6 +114,8 @@ struct Run {
     calls_per_image: usize,
     patience: Duration,
     chunks_in_flight: usize,
+    /// The first chunk has still to show that it is the batch's manifest.
+    unproven: AtomicBool,
     stop: CancellationToken,
     began: Instant,
 }
@@ -116,6 +128,7 @@ impl Run {
             calls_per_image: order.plan.calls().len(),
             patience: Duration::from_secs(config.patience_s.into()),
             chunks_in_flight: config.chunks_in_flight.get() as usize,
+            unproven: AtomicBool::new(order.same_manifest),
             stop,
             began: Instant::now(),
         }
@@ -141,14 +154,17 @@ impl Run {
             Err(why) => return Err(self.stopped(why, tally, order, &record)),
         };
         let mut totals = record.totals();
+        // The first run of a batch says which manifest it is.
+        self.unproven.fetch_and(totals.jobs > 0, Ordering::Relaxed);
+        let holds_the_jobs = record.holds_the_jobs();
         let clerk = Clerk::employ(record);
-        let moved = self.chunks(drafts, &clerk, &mut tally, &mut totals, progress).await;
+        let moved = self.chunks(drafts, &clerk, holds_the_jobs, &mut tally, &mut totals, progress).await;
         let closed = match moved {
             Ok(()) => self.announce(BatchState::Closed, totals).await,
             Err(why) => Err(why),
         };
-        // The record is whole before anybody is told.
-        drop(clerk.dismiss().await);
+        // The record is whole before anybody is told. That it was left is worth no failure: it shows in the next run.
+        let _ = clerk.dismiss().await;
         let summary = Summary::of(order, lane, tally, totals, self.began.elapsed());
         closed.map(|()| summary.clone()).map_err(|why| Box::new(Stopped { why, summary }))
     }
@@ -193,6 +209,7 @@ impl Run {
         &self,
         mut drafts: mpsc::Receiver<Draft>,
         clerk: &Clerk,
+        holds_the_jobs: bool,
         tally: &mut Tally,
         totals: &mut Totals,
         progress: &watch::Sender<Tally>,
@@ -200,7 +217,8 @@ impl Run {
         let mut in_flight = FuturesUnordered::new();
         let mut ended: Option<Result<(), Why>> = None;
         loop {
-            let room = ended.is_none() && in_flight.len() < self.chunks_in_flight;
+            let most = if self.unproven.load(Ordering::Relaxed) { 1 } else { self.chunks_in_flight };
+            let room = ended.is_none() && in_flight.len() < most;
             tokio::select! {
                 Some(moved) = in_flight.next() => match moved {
                     Ok((more, now)) => {
@@ -220,7 +238,7 @@ impl Run {
                         End::Early(why) => Err(why),
                     });
                     if !draft.jobs.is_empty() {
-                        in_flight.push(self.chunk(draft.jobs, clerk));
+                        in_flight.push(self.chunk(draft.jobs, clerk, holds_the_jobs));
                     }
                 }
                 () = self.stop.cancelled(), if ended.is_none() => ended = Some(Err(Why::Interrupted)),
@@ -231,11 +249,22 @@ impl Run {
     }
 
     /// Moves one chunk: what the record does not know is confirmed by the queue, then recorded.
-    async fn chunk(&self, jobs: Vec<Job>, clerk: &Clerk) -> Result<(Tally, Totals), Why> {
+    async fn chunk(
+        &self,
+        jobs: Vec<Job>,
+        clerk: &Clerk,
+        holds_the_jobs: bool,
+    ) -> Result<(Tally, Totals), Why> {
         let claims = clerk.claim(ids(&jobs)).await?;
+        if self.unproven.swap(false, Ordering::Relaxed) && claims.iter().all(|claim| *claim == Claim::Fresh) {
+            return Err(Why::AnotherManifest { batch: self.batch.clone(), looked_at: claims.len() });
+        }
         let (tally, fresh) = tally::sort_out(jobs, &claims, self.calls_per_image);
         if fresh.is_empty() {
             return Ok((tally, Totals::default()));
+        }
+        if holds_the_jobs && self.queue.is_some() {
+            return Ok((tally, clerk.put(fresh).await?));
         }
         let (ids, results) = (ids(&fresh), fresh.iter().map(|job| job.models.len() as u64).sum());
         if let Some(queue) = &self.queue {

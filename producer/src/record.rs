@@ -11,25 +11,26 @@
 
 pub(crate) mod clerk;
 mod filter;
+mod home;
 mod identity;
+mod trouble;
 
-use std::{
-    collections::HashSet,
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
+use std::{collections::HashSet, path::Path, sync::Arc};
+
+use pixfleet_shared::{
+    embedded::{self, Store},
+    id::Id,
+    job::Job,
 };
-
-use pixfleet_shared::id::Id;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use filter::Filter;
+use home::Home;
 pub use identity::Identity;
+pub use trouble::RecordError;
 
 /// Ids in `tail` at which they are moved to `confirmed`.
 const MERGE_AT: usize = 64 * 1024;
-/// SQLite's page cache in KiB.
-const CACHE_KIB: u32 = 4 * 1024;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -41,8 +42,7 @@ const SCHEMA: &str = "
 /// The local record of one batch.
 #[derive(Debug)]
 pub struct Record {
-    db: Connection,
-    path: PathBuf,
+    home: Home,
     run: i64,
     totals: Totals,
     lane: Option<u8>,
@@ -72,59 +72,22 @@ pub struct Totals {
     pub results: u64,
 }
 
-/// A record that can't be used; the variants are the caller's next moves.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordError {
-    /// Choose another batch name, or the settings that the batch was begun with.
-    #[error(
-        "batch `{batch}` was begun with {what} {was}, and now it is {is}: choose another --batch, or keep to {was} (record: {path})"
-    )]
-    Another {
-        /// The batch.
-        batch: String,
-        /// What differs.
-        what: &'static str,
-        /// Its value on record.
-        was: String,
-        /// Its value now.
-        is: String,
-        /// The record's file.
-        path: String,
-    },
-    /// Wait for the other one.
-    #[error("another enqueue is at work on this batch (record: {0}): wait for it, or end it")]
-    InUse(String),
-    /// Choose another file.
-    #[error("{0} is not a record of an enqueue: give another --record, or another --batch")]
-    NotARecord(String),
-    /// Mend the file or its disk.
-    #[error("the record {path} can't be used: {cause}")]
-    Broken {
-        /// The record's file.
-        path: String,
-        /// What the disk or the database said.
-        cause: String,
-    },
-}
-
 impl Record {
     /// Opens or creates the record at `path`, for the batch that `identity` names.
     ///
     /// # Errors
     /// See [`RecordError`].
     pub fn open(path: &Path, identity: &Identity) -> Result<Self, RecordError> {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(|error| broken(path, error))?;
-        }
-        let db = Connection::open(path).map_err(|error| explain(path, error))?;
-        // WAL: a commit is one append, not a sync of the table; a power cut may take the last commits with it, and
-        // those jobs are published once more. Exclusive: two runs at once would enqueue the same rows.
-        let pragmas =
-            "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;
-                       PRAGMA journal_size_limit = 4194304;";
-        let prepared = db.busy_timeout(Duration::from_millis(200)).and_then(|()| db.execute_batch(pragmas));
-        prepared.map_err(|error| explain(path, error))?;
-        Self::begin(db, path, identity)
+        Self::begin(Home::file(path)?, identity)
+    }
+
+    /// Opens or creates the record of a batch whose jobs are in a state file: it is kept there, too, and a job and its
+    /// mention go in together ([`put`](Self::put)). Not for async code.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub fn within(state: Arc<Store>, identity: &Identity) -> Result<Self, RecordError> {
+        Self::begin(Home::state(state, identity.batch())?, identity)
     }
 
     /// A scratch record that knows what the one at `path` knows (if it exists) and leaves that one as it is.
@@ -132,49 +95,54 @@ impl Record {
     /// # Errors
     /// See [`RecordError`].
     pub fn rehearse(path: &Path, identity: &Identity) -> Result<Self, RecordError> {
-        // An empty name is a private file of SQLite's that goes with the connection.
-        let db = Connection::open("").map_err(|error| broken(path, error))?;
-        db.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
-            .map_err(|error| broken(path, error))?;
-        if path.exists() {
-            copy(&db, path).map_err(|error| explain(path, error))?;
-        }
-        Self::begin(db, path, identity)
+        Self::begin(Home::scratch(path, "")?, identity)
     }
 
-    fn begin(db: Connection, path: &Path, identity: &Identity) -> Result<Self, RecordError> {
-        let explain = |error| explain(path, error);
-        db.pragma_update(None, "cache_size", -i64::from(CACHE_KIB)).map_err(explain)?;
-        foreign(&db, path)?;
-        db.execute_batch(SCHEMA).map_err(explain)?;
-        let number = |key: &str| number(&db, key).map_err(explain);
-        // The lane is written before the first job is published.
-        let lane = number("lane")?.and_then(|lane| u8::try_from(lane).ok());
-        identity.keep_or_compare(&db, path, lane.is_some())?;
-        let totals = Totals {
-            jobs: number("jobs")?.unwrap_or(0) as u64,
-            results: number("results")?.unwrap_or(0) as u64,
-        };
-        let run = number("run")?.unwrap_or(0) + 1;
-        set(&db, "run", run).map_err(explain)?;
-        let mut record = Self {
-            db,
-            path: path.to_owned(),
-            run,
-            totals,
-            lane,
-            filter: Filter::new(),
-            recent: HashSet::new(),
-            in_tail: 0,
-        };
-        record.merge().map_err(explain)?;
-        record.fill_filter().map_err(explain)?;
+    /// A scratch record that knows what the state file at `path` (if it exists) knows of the batch.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub fn rehearse_within(path: &Path, identity: &Identity) -> Result<Self, RecordError> {
+        Self::begin(Home::scratch(path, &home::scope(identity.batch()))?, identity)
+    }
+
+    fn begin(mut home: Home, identity: &Identity) -> Result<Self, RecordError> {
+        let (scope, identity) = (home.scope().to_owned(), identity.clone());
+        let begun = home.change(move |db| {
+            db.execute_batch(SCHEMA)?;
+            let number = |key: &str| number(db, &scope, key);
+            // The lane is written before the first job is published.
+            let lane = number("lane")?.and_then(|lane| u8::try_from(lane).ok());
+            let differs = identity.keep_or_compare(db, &scope, lane.is_some())?;
+            let totals = Totals {
+                jobs: number("jobs")?.unwrap_or(0) as u64,
+                results: number("results")?.unwrap_or(0) as u64,
+            };
+            let run = number("run")?.unwrap_or(0) + 1;
+            if differs.is_none() {
+                set(db, &scope, "run", run)?;
+            }
+            Ok((lane, totals, run, differs))
+        });
+        let (lane, totals, run, differs) = begun?;
+        if let Some(differs) = differs {
+            return Err(differs.of(home.path()));
+        }
+        let mut record =
+            Self { home, run, totals, lane, filter: Filter::new(), recent: HashSet::new(), in_tail: 0 };
+        record.merge()?;
+        record.fill_filter()?;
         Ok(record)
     }
 
     /// The record's file.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.home.path()
+    }
+
+    /// Whether jobs go into the file that the record is kept in: then [`put`](Self::put) is the way to enqueue them.
+    pub fn holds_the_jobs(&self) -> bool {
+        matches!(self.home, Home::State { .. })
     }
 
     /// What the queue has confirmed so far, over every run.
@@ -192,7 +160,8 @@ impl Record {
     /// # Errors
     /// See [`RecordError`].
     pub fn keep_to_lane(&mut self, lane: u8) -> Result<(), RecordError> {
-        set(&self.db, "lane", i64::from(lane)).map_err(|error| explain(&self.path, error))?;
+        let scope = self.home.scope().to_owned();
+        self.home.change(move |db| set(db, &scope, "lane", i64::from(lane)))?;
         self.lane = Some(lane);
         Ok(())
     }
@@ -202,7 +171,7 @@ impl Record {
     /// # Errors
     /// See [`RecordError`].
     pub fn claim(&mut self, ids: &[Id]) -> Result<Vec<Claim>, RecordError> {
-        let claims = self.look_up(ids).map_err(|error| explain(&self.path, error))?;
+        let claims = self.look_up(ids)?;
         let seen_again: Vec<Id> = ids
             .iter()
             .zip(&claims)
@@ -210,7 +179,7 @@ impl Record {
             .collect();
         // Marked as seen by this run, so that its next mention is a duplicate.
         if !seen_again.is_empty() {
-            self.append(&seen_again, Totals::default())?;
+            self.append(seen_again, Totals::default(), Vec::new())?;
         }
         Ok(claims)
     }
@@ -221,24 +190,58 @@ impl Record {
     /// See [`RecordError`].
     pub fn confirm(&mut self, ids: &[Id], results: u64) -> Result<Totals, RecordError> {
         let more = Totals { jobs: ids.len() as u64, results };
-        self.append(ids, more)?;
+        self.append(ids.to_vec(), more, Vec::new())?;
         Ok(self.totals)
     }
 
-    fn look_up(&mut self, ids: &[Id]) -> rusqlite::Result<Vec<Claim>> {
-        let mut query = self.db.prepare_cached("SELECT run FROM confirmed WHERE id = ?1")?;
+    /// Puts claimed, fresh jobs into the state file and records them, in one transaction: no crash comes in between.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub fn put(&mut self, jobs: &[Job]) -> Result<Totals, RecordError> {
+        let rows = jobs.iter().map(embedded::Row::of).collect::<Result<Vec<_>, _>>();
+        let rows = rows.map_err(|error| trouble::broken(self.home.path(), error))?;
+        let results = jobs.iter().map(|job| job.models.len() as u64).sum();
+        let more = Totals { jobs: jobs.len() as u64, results };
+        self.append(jobs.iter().map(|job| job.id).collect(), more, rows)?;
+        self.home.jobs_were_put();
+        Ok(self.totals)
+    }
+
+    /// Ends this run: another one may begin.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub fn end(mut self) -> Result<(), RecordError> {
+        self.home.leave()
+    }
+
+    fn look_up(&mut self, ids: &[Id]) -> Result<Vec<Claim>, RecordError> {
+        let mut doubtful: Vec<Id> = ids
+            .iter()
+            .copied()
+            .filter(|id| !self.recent.contains(id) && self.filter.may_contain(*id))
+            .collect();
+        let runs = if doubtful.is_empty() {
+            Vec::new()
+        } else {
+            let asked = std::mem::take(&mut doubtful);
+            self.home.change(move |db| runs_of(db, asked))?
+        };
+        let mut runs = runs.into_iter();
         let mut claims = Vec::with_capacity(ids.len());
         for id in ids {
-            let claim = if self.recent.contains(id) {
-                Claim::Duplicate
-            } else if !self.filter.may_contain(*id) {
-                Claim::Fresh
+            // In the order in which they were asked; one that was named twice in one breath is known by now.
+            let known = if !self.recent.contains(id) && self.filter.may_contain(*id) {
+                runs.find_map(|(asked, run)| (asked == *id).then_some(run))
             } else {
-                match query.query_row([id.to_bytes()], |row| row.get::<_, i64>(0)).optional()? {
-                    Some(run) if run == self.run => Claim::Duplicate,
-                    Some(_) => Claim::Already,
-                    None => Claim::Fresh,
-                }
+                None
+            };
+            let claim = match known.flatten() {
+                _ if self.recent.contains(id) => Claim::Duplicate,
+                Some(run) if run == self.run => Claim::Duplicate,
+                Some(_) => Claim::Already,
+                None => Claim::Fresh,
             };
             if claim != Claim::Duplicate {
                 self.recent.insert(*id);
@@ -248,43 +251,23 @@ impl Record {
         Ok(claims)
     }
 
-    /// Appends to `tail` and counts, in one transaction.
-    fn append(&mut self, ids: &[Id], more: Totals) -> Result<(), RecordError> {
+    /// Appends to `tail` and counts, together with the jobs themselves where they go into the same file.
+    fn append(&mut self, ids: Vec<Id>, more: Totals, jobs: Vec<embedded::Row>) -> Result<(), RecordError> {
         let totals =
             Totals { jobs: self.totals.jobs + more.jobs, results: self.totals.results + more.results };
-        append(&mut self.db, ids, self.run, totals).map_err(|error| explain(&self.path, error))?;
+        let (scope, run, count) = (self.home.scope().to_owned(), self.run, ids.len());
+        self.home.change(move |db| {
+            embedded::put(db, &jobs)?;
+            append(db, &scope, &ids, run, totals)
+        })?;
         self.totals = totals;
-        self.in_tail += ids.len();
-        if self.in_tail >= MERGE_AT {
-            self.merge().map_err(|error| explain(&self.path, error))?;
-        }
-        Ok(())
+        self.in_tail += count;
+        if self.in_tail >= MERGE_AT { self.merge() } else { Ok(()) }
     }
 
-    /// Moves `tail` to `confirmed`, sorted, so that each page of the table is written once. Sorted here: SQLite's own
-    /// sorter would take another cache's worth of memory.
-    fn merge(&mut self) -> rusqlite::Result<()> {
-        let mut ids: Vec<(Id, i64)> = Vec::with_capacity(self.in_tail);
-        let change = self.db.transaction()?;
-        {
-            let mut tail = change.prepare_cached("SELECT id, run FROM tail")?;
-            let mut rows = tail.query([])?;
-            while let Some(row) = rows.next()? {
-                ids.push((Id::from_bytes(row.get(0)?), row.get(1)?));
-            }
-            ids.sort_unstable();
-            let mut insert = change.prepare_cached(
-                "INSERT INTO confirmed (id, run) VALUES (?1, ?2)
-                 ON CONFLICT (id) DO UPDATE SET run = max(run, excluded.run)",
-            )?;
-            // Whatever the tail of an earlier run holds keeps that run.
-            for (id, run) in &ids {
-                insert.execute(params![id.to_bytes(), run])?;
-            }
-        }
-        change.execute("DELETE FROM tail", [])?;
-        change.commit()?;
-        for (id, _) in ids {
+    /// Moves `tail` to `confirmed`, sorted, so that each page of the table is written once.
+    fn merge(&mut self) -> Result<(), RecordError> {
+        for id in self.home.change(merge)? {
             self.filter.insert(id);
             self.recent.remove(&id);
         }
@@ -292,82 +275,68 @@ impl Record {
         Ok(())
     }
 
-    fn fill_filter(&mut self) -> rusqlite::Result<()> {
-        let mut query = self.db.prepare("SELECT id FROM confirmed")?;
-        let mut rows = query.query([])?;
-        while let Some(row) = rows.next()? {
-            self.filter.insert(Id::from_bytes(row.get(0)?));
-        }
+    fn fill_filter(&mut self) -> Result<(), RecordError> {
+        let mut filter = std::mem::replace(&mut self.filter, Filter::new());
+        self.filter = self.home.change(move |db| {
+            let mut query = db.prepare("SELECT id FROM confirmed")?;
+            let mut rows = query.query([])?;
+            while let Some(row) = rows.next()? {
+                filter.insert(Id::from_bytes(row.get(0)?));
+            }
+            Ok(filter)
+        })?;
         Ok(())
     }
 }
 
-fn append(db: &mut Connection, ids: &[Id], run: i64, totals: Totals) -> rusqlite::Result<()> {
-    let change = db.transaction()?;
-    {
-        let mut insert = change.prepare_cached("INSERT INTO tail (id, run) VALUES (?1, ?2)")?;
-        for id in ids {
-            insert.execute(params![id.to_bytes(), run])?;
-        }
-    }
-    set(&change, "jobs", totals.jobs as i64)?;
-    set(&change, "results", totals.results as i64)?;
-    change.commit()
+/// The run that last saw each id.
+fn runs_of(db: &Connection, ids: Vec<Id>) -> rusqlite::Result<Vec<(Id, Option<i64>)>> {
+    let mut query = db.prepare_cached("SELECT run FROM confirmed WHERE id = ?1")?;
+    let run = |id: Id| Ok((id, query.query_row([id.to_bytes()], |row| row.get(0)).optional()?));
+    ids.into_iter().map(run).collect()
 }
 
-fn copy(db: &Connection, path: &Path) -> rusqlite::Result<()> {
-    db.execute("ATTACH ?1 AS kept", [path.to_string_lossy()])?;
-    let tables: i64 = db.query_row(
-        "SELECT count(*) FROM kept.sqlite_schema WHERE name IN ('meta', 'confirmed', 'tail')",
-        [],
-        |row| row.get(0),
+fn append(db: &Connection, scope: &str, ids: &[Id], run: i64, totals: Totals) -> rusqlite::Result<()> {
+    let mut insert = db.prepare_cached("INSERT INTO tail (id, run) VALUES (?1, ?2)")?;
+    for id in ids {
+        insert.execute(params![id.to_bytes(), run])?;
+    }
+    set(db, scope, "jobs", totals.jobs as i64)?;
+    set(db, scope, "results", totals.results as i64)
+}
+
+/// Sorted here: SQLite's own sorter would take another cache's worth of memory. Whatever the tail of an earlier run
+/// holds keeps that run.
+fn merge(db: &Connection) -> rusqlite::Result<Vec<Id>> {
+    let mut ids: Vec<(Id, i64)> = Vec::new();
+    let mut tail = db.prepare_cached("SELECT id, run FROM tail")?;
+    let mut rows = tail.query([])?;
+    while let Some(row) = rows.next()? {
+        ids.push((Id::from_bytes(row.get(0)?), row.get(1)?));
+    }
+    ids.sort_unstable();
+    let mut insert = db.prepare_cached(
+        "INSERT INTO confirmed (id, run) VALUES (?1, ?2)
+         ON CONFLICT (id) DO UPDATE SET run = max(run, excluded.run)",
     )?;
-    if tables == 3 {
-        db.execute_batch(SCHEMA)?;
-        db.execute_batch(
-            "INSERT INTO main.meta SELECT * FROM kept.meta;
-             INSERT INTO main.confirmed SELECT * FROM kept.confirmed ORDER BY id;
-             INSERT INTO main.tail SELECT * FROM kept.tail;",
-        )?;
+    for (id, run) in &ids {
+        insert.execute(params![id.to_bytes(), run])?;
     }
-    db.execute_batch("DETACH kept")
+    if !ids.is_empty() {
+        db.execute("DELETE FROM tail", [])?;
+    }
+    Ok(ids.into_iter().map(|(id, _)| id).collect())
 }
 
-/// Refuses a database of somebody else's, before a table is added to it.
-fn foreign(db: &Connection, path: &Path) -> Result<(), RecordError> {
-    let (tables, ours): (i64, i64) = db
-        .query_row(
-            "SELECT count(*), coalesce(sum(name IN ('meta', 'confirmed', 'tail')), 0)
-             FROM sqlite_schema WHERE type = 'table'",
-            [],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )
-        .map_err(|error| explain(path, error))?;
-    if tables == ours { Ok(()) } else { Err(RecordError::NotARecord(path.display().to_string())) }
+fn number(db: &Connection, scope: &str, key: &str) -> rusqlite::Result<Option<i64>> {
+    let query = "SELECT CAST(value AS INTEGER) FROM meta WHERE key = ?1";
+    db.query_row(query, [format!("{scope}{key}")], |row| row.get(0)).optional()
 }
 
-fn number(db: &Connection, key: &str) -> rusqlite::Result<Option<i64>> {
-    db.query_row("SELECT CAST(value AS INTEGER) FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()
-}
-
-fn set(db: &Connection, key: &str, value: i64) -> rusqlite::Result<()> {
+fn set(db: &Connection, scope: &str, key: &str, value: i64) -> rusqlite::Result<()> {
     db.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?
-        .execute(params![key, value.to_string()])
+        .execute(params![format!("{scope}{key}"), value.to_string()])
         .map(drop)
-}
-
-fn explain(path: &Path, error: rusqlite::Error) -> RecordError {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            RecordError::InUse(path.display().to_string())
-        }
-        Some(ErrorCode::NotADatabase) => RecordError::NotARecord(path.display().to_string()),
-        _ => broken(path, error),
-    }
-}
-
-fn broken(path: &Path, cause: impl std::fmt::Display) -> RecordError {
-    RecordError::Broken { path: path.display().to_string(), cause: cause.to_string() }
 }
 
 #[cfg(test)]

@@ -4,17 +4,21 @@
 //!   deterministic [`id`]s and public JSON Schemas ([`schema`]).
 //! * [`queue`], [`limiter`] and [`ledger`] are the seams: one short trait each, with the promises that every
 //!   engine keeps and the conformance suite that holds it to them.
-//! * [`fleet`] is the engine for many machines: RabbitMQ and Redis.
+//! * [`fleet`] is the engine for many machines: RabbitMQ and Redis. [`embedded`] is the one for one machine: a SQLite
+//!   file.
 //! * [`gcra`] and [`judge`] are the limiter's decisions, pure.
 //! * [`settings`] reads a TOML document and reports everything that is wrong with it at once.
 //! * [`telemetry`] sets up the log and names every metric.
 
 pub mod batch;
+mod clock;
+pub mod embedded;
 pub mod fleet;
 pub mod gcra;
 pub mod id;
 pub mod job;
 pub mod judge;
+mod lanes;
 pub mod ledger;
 pub mod limiter;
 pub mod queue;

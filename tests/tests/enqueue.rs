@@ -83,7 +83,14 @@ impl Site {
         let manifest = Manifest::open(&manifest, Reading::default()).unwrap();
         let plan = plan();
         let record = self.record(&plan).unwrap();
-        let order = Order { batch: batch(), priority: Priority::Bulk, plan, trace: None, bad_rows };
+        let order = Order {
+            batch: batch(),
+            priority: Priority::Bulk,
+            plan,
+            trace: None,
+            bad_rows,
+            same_manifest: false,
+        };
         let queue = self.queue().await;
         let outcome =
             enqueue(queue.clone(), manifest, record, order, &Config::default(), stop, progress).await;

@@ -7,10 +7,11 @@ use futures_util::{StreamExt, future::join_all};
 use pixfleet_shared::{
     fleet::redis::{Config, Redis, RedisLimiter},
     id::Id,
-    ledger::{Begun, LedgerError},
+    ledger::{Begun, Ledger, LedgerError},
     limiter::{LimiterError, RateLimiter, Reservation},
 };
 use pixfleet_tests::{
+    conformance::ledger as ledgers,
     conformance::limiter::{self as suite, assert_never_above, greedy, held, per_second, slots},
     private_redis::PrivateRedis,
     servers::{fresh_name, redis_url},
@@ -70,6 +71,24 @@ conformance! {
     work_goes_on_when_a_hold_off_is_over(client),
     stacks_are_independent(client),
     what_can_never_be_granted_is_refused(client),
+}
+
+macro_rules! ledger_conforms {
+    ($($promise:ident),* $(,)?) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $promise() {
+            let config = config(&redis_url());
+            let ledgers: Vec<_> = fleet(&config, 3).await.iter().map(Redis::ledger).collect();
+            let clients: Vec<&dyn Ledger> = ledgers.iter().map(|ledger| &**ledger).collect();
+            ledgers::$promise(&config.namespace, &clients).await;
+        })*
+    };
+}
+
+ledger_conforms! {
+    a_settled_job_is_known_to_every_client,
+    a_job_may_be_settled_twice,
+    a_question_settles_nothing,
 }
 
 /// Two processes book as fast as they may while `disturb` is done to their server again and again.

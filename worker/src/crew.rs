@@ -45,7 +45,7 @@ pub(crate) struct Crew {
     pub(crate) engines: Engines,
     pub(crate) providers: BTreeMap<String, Serving>,
     pub(crate) images: Images,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) recent: Recent,
     /// No slot is asked for any more; what waits for one goes back.
     pub(crate) stopping: CancellationToken,

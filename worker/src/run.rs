@@ -79,7 +79,7 @@ impl Report {
     }
 }
 
-/// Works until `shutdown`, then drains within the configured time.
+/// Works until `shutdown`, then drains within the configured time. `metrics` show it while it works.
 ///
 /// # Errors
 /// [`RunError`] when it can't start. Servers that are away are waited for.
@@ -87,11 +87,12 @@ pub async fn run(
     config: Config,
     providers: Vec<Arc<Provider>>,
     engines: Engines,
+    metrics: Arc<Metrics>,
     admin: Option<TcpListener>,
     shutdown: CancellationToken,
 ) -> Result<Report, RunError> {
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let crew = Arc::new(muster(config, providers, engines, &tasks, &stop)?);
+    let crew = Arc::new(muster(config, providers, engines, metrics, &tasks, &stop)?);
     if let Some(listener) = admin {
         let served = admin::serve(listener, crew.clone(), stop.clone());
         tasks.spawn(async move { served.await.inspect_err(|error| warn!(%error, "admin pages ended")) });
@@ -130,6 +131,7 @@ fn muster(
     config: Config,
     providers: Vec<Arc<Provider>>,
     engines: Engines,
+    metrics: Arc<Metrics>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<Crew, NoClient> {
@@ -144,7 +146,7 @@ fn muster(
         config,
         engines,
         providers: serving,
-        metrics: Metrics::new(),
+        metrics,
         recent: Recent::default(),
         stopping: CancellationToken::new(),
     })

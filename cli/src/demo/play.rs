@@ -92,8 +92,14 @@ impl Play<'_> {
         for number in 1..=stage::WORKERS {
             let provider = Arc::new(stage::provider(&self.sandbox.url(), self.judge)?);
             let config = pixfleet_worker::Config { name: format!("worker-{number}"), ..Default::default() };
-            let working =
-                pixfleet_worker::run(config, vec![provider], self.engines.clone(), None, shutdown.clone());
+            let working = pixfleet_worker::run(
+                config,
+                vec![provider],
+                self.engines.clone(),
+                Arc::default(),
+                None,
+                shutdown.clone(),
+            );
             workers.spawn(working);
         }
         Ok(workers)
@@ -115,6 +121,7 @@ impl Play<'_> {
             plan,
             trace: Some(TraceParent::random()),
             bad_rows: BadRows::Stop,
+            same_manifest: false,
         };
         let config = pixfleet_producer::Config::default();
         let (progress, _) = watch::channel(Default::default());

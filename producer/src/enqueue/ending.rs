@@ -2,7 +2,7 @@
 
 use std::io;
 
-use pixfleet_shared::queue::QueueError;
+use pixfleet_shared::{batch::BatchName, queue::QueueError};
 
 use super::Summary;
 use crate::{
@@ -29,6 +29,17 @@ pub enum Why {
         "{0}\nstopped at this row: mend it, or leave bad rows out with --bad-rows skip or --bad-rows FILE"
     )]
     BadRow(BadRow),
+    /// Give another batch, or the manifest that it was begun with.
+    #[error(
+        "the manifest is not the one that batch `{batch}` was begun with: none of its first {looked_at} jobs is \
+         known there. Give another --batch (or --state) for a new run; `pixfleet enqueue` adds images to a batch"
+    )]
+    AnotherManifest {
+        /// The batch.
+        batch: BatchName,
+        /// Jobs that were compared.
+        looked_at: usize,
+    },
     /// Mend the input.
     #[error(transparent)]
     Broken(#[from] Broken),

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use pixfleet_shared::id::Id;
+use pixfleet_shared::{id::Id, job::Job};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Claim, Record, RecordError, Totals};
@@ -13,6 +13,7 @@ const WAITING: usize = 64;
 enum Question {
     Claim(Vec<Id>, oneshot::Sender<Result<Vec<Claim>, RecordError>>),
     Confirm(Vec<Id>, u64, oneshot::Sender<Result<Totals, RecordError>>),
+    Put(Vec<Job>, oneshot::Sender<Result<Totals, RecordError>>),
 }
 
 /// The way to ask the thread that keeps a record.
@@ -40,6 +41,11 @@ impl Clerk {
         self.ask(|answer| Question::Confirm(ids, results, answer)).await
     }
 
+    /// See [`Record::put`].
+    pub(crate) async fn put(&self, jobs: Vec<Job>) -> Result<Totals, RecordError> {
+        self.ask(|answer| Question::Put(jobs, answer)).await
+    }
+
     async fn ask<T>(
         &self,
         question: impl FnOnce(oneshot::Sender<Result<T, RecordError>>) -> Question,
@@ -53,11 +59,13 @@ impl Clerk {
         answered.await.map_err(|_| gone())?
     }
 
-    /// Waits until everything said is written, and gives the record back.
-    pub(crate) async fn dismiss(self) -> Option<Record> {
+    /// Waits until everything said is written, and ends the run.
+    pub(crate) async fn dismiss(self) -> Result<(), RecordError> {
         drop(self.questions);
         let thread = self.thread;
-        tokio::task::spawn_blocking(move || thread.join().ok()).await.ok()?
+        // A thread that panicked has said so in the log; what it wrote is there.
+        let ended = move || thread.join().map_or(Ok(()), Record::end);
+        tokio::task::spawn_blocking(ended).await.unwrap_or(Ok(()))
     }
 }
 
@@ -66,6 +74,7 @@ fn serve(mut record: Record, mut inbox: mpsc::Receiver<Question>) -> Record {
     while let Some(question) = inbox.blocking_recv() {
         match question {
             Question::Claim(ids, answer) => drop(answer.send(record.claim(&ids))),
+            Question::Put(jobs, answer) => drop(answer.send(record.put(&jobs))),
             Question::Confirm(ids, results, answer) => drop(answer.send(record.confirm(&ids, results))),
         }
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use pixfleet_shared::{batch::BatchName, job::Priority};
 use rusqlite::{Connection, OptionalExtension};
 
-use super::{RecordError, explain};
+use super::RecordError;
 use crate::plan::Plan;
 
 /// What a batch was begun with, and keeps to.
@@ -32,42 +32,61 @@ impl Identity {
         }
     }
 
-    /// Compares itself with what an existing record says, and writes itself into a new one.
+    /// The batch's name.
+    pub(super) fn batch(&self) -> &str {
+        &self.batch
+    }
+
+    /// Compares itself with what an existing record says, and writes itself into a new one; answers what differs.
     ///
     /// As long as the batch is not `begun`, no job can be on the queue: a mistyped model may still be mended.
     pub(super) fn keep_or_compare(
         &self,
         db: &Connection,
-        path: &Path,
+        scope: &str,
         begun: bool,
-    ) -> Result<(), RecordError> {
+    ) -> rusqlite::Result<Option<Differs>> {
         let batch = ("batch", self.batch.clone());
         for (what, is) in std::iter::once(&batch).chain(&self.facts) {
-            let was = kept(db, what).map_err(|error| explain(path, error))?;
-            match was {
-                Some(was) if was != *is && begun => return Err(self.another(what, was, is, path)),
+            let key = format!("{scope}{what}");
+            match kept(db, &key)? {
+                Some(was) if was != *is && begun => {
+                    return Ok(Some(Differs { batch: self.batch.clone(), what, was, is: is.clone() }));
+                }
                 Some(was) if was == *is => {}
-                _ => keep(db, what, is).map_err(|error| explain(path, error))?,
+                _ => keep(db, &key, is)?,
             }
         }
-        Ok(())
+        Ok(None)
     }
+}
 
-    fn another(&self, what: &'static str, was: String, is: &str, path: &Path) -> RecordError {
+/// In what a run differs from what its batch was begun with.
+#[derive(Debug)]
+pub(super) struct Differs {
+    batch: String,
+    what: &'static str,
+    was: String,
+    is: String,
+}
+
+impl Differs {
+    /// The refusal, by the record at `path`.
+    pub(super) fn of(self, path: &Path) -> RecordError {
         RecordError::Another {
-            batch: self.batch.clone(),
-            what,
-            was: format!("`{was}`"),
-            is: format!("`{is}`"),
+            batch: self.batch,
+            what: self.what,
+            was: format!("`{}`", self.was),
+            is: format!("`{}`", self.is),
             path: path.display().to_string(),
         }
     }
 }
 
-fn kept(db: &Connection, what: &str) -> rusqlite::Result<Option<String>> {
-    db.query_row("SELECT value FROM meta WHERE key = ?1", [what], |row| row.get(0)).optional()
+fn kept(db: &Connection, key: &str) -> rusqlite::Result<Option<String>> {
+    db.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()
 }
 
-fn keep(db: &Connection, what: &str, is: &str) -> rusqlite::Result<()> {
-    db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)", [what, is]).map(drop)
+fn keep(db: &Connection, key: &str, is: &str) -> rusqlite::Result<()> {
+    db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)", [key, is]).map(drop)
 }

@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use super::*;
 use crate::plan::{Plan, Tariff};
 use pixfleet_shared::job::Priority;

@@ -6,7 +6,6 @@
 
 mod config;
 mod intake;
-mod lanes;
 mod link;
 mod publisher;
 mod queue;

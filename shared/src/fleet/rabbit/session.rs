@@ -20,11 +20,14 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::{
-    lanes::{Turns, weight},
     link::Up,
     topology::{self, job_queue},
 };
-use crate::{job::Priority, queue::QueueError};
+use crate::{
+    job::Priority,
+    lanes::{Turns, weight},
+    queue::QueueError,
+};
 
 /// Time for a request on the channel (qos, consume, cancel).
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);

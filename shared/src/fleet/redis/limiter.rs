@@ -8,11 +8,11 @@ use tokio::time::Instant;
 
 use super::{
     Background,
-    clock::{Clock, Observed},
     hold_offs::{Held, HoldOffs},
     pool::{Away, Link},
 };
 use crate::{
+    clock::{Clock, Observed},
     gcra::{CLOCK_STEP_US, Decision, HORIZON_US},
     judge::{self, Spacing},
     limiter::{LimiterError, RateLimiter, Reservation, Slot, Stack, Unit},

@@ -11,11 +11,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    clock::Clock,
     hold_offs::{Held, HoldOffs},
     limiter::{channel, key},
     pool::{Away, Link},
 };
+use crate::clock::Clock;
 
 /// A connection that says nothing is asked this often whether it still lives.
 const PING_EVERY: Duration = Duration::from_secs(5);

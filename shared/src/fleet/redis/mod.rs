@@ -4,7 +4,6 @@
 //! says why, and work begins when it answers. Two kinds of connection are kept: a pool of multiplexed ones for
 //! commands, and one that listens for the fleet's hold-offs.
 
-mod clock;
 mod config;
 mod hold_offs;
 mod ledger;
@@ -17,13 +16,12 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{ledger::Ledger, limiter::RateLimiter};
+use crate::{clock::Clock, ledger::Ledger, limiter::RateLimiter};
 
 pub use config::Config;
 pub use ledger::RedisLedger;
 pub use limiter::{Booking, RedisLimiter};
 
-use clock::Clock;
 use hold_offs::HoldOffs;
 use listener::Ears;
 use pool::Link;

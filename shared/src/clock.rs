@@ -25,7 +25,7 @@ const DOUBT_US: u64 = 20_000;
 
 /// What an answer's time says about the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Observed {
+pub(crate) enum Observed {
     /// The clock goes on as it did, or was set back, which the server notices by itself.
     Sound,
     /// The server's clock has jumped ahead, or this process's stood still: by the one, time has passed in which
@@ -111,24 +111,24 @@ impl Mapping {
 }
 
 /// The server's clock as this process sees it.
-pub(super) struct Clock {
+pub(crate) struct Clock {
     origin: Instant,
     mapping: Mutex<Mapping>,
 }
 
 impl Clock {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { origin: Instant::now(), mapping: Mutex::default() }
     }
 
     /// Learns from an exchange.
-    pub(super) fn observe(&self, sent: Instant, received: Instant, server_us: u64) -> Observed {
+    pub(crate) fn observe(&self, sent: Instant, received: Instant, server_us: u64) -> Observed {
         let (sent, received) = (self.since_origin(sent), self.since_origin(received));
         self.lock().observe(sent, received, server_us)
     }
 
     /// The moment of this process's clock at which the server's shows `server_us`; now, before any exchange.
-    pub(super) fn at(&self, server_us: u64) -> Instant {
+    pub(crate) fn at(&self, server_us: u64) -> Instant {
         match self.lock().local_us(server_us) {
             Some(local_us) => self.origin + Duration::from_micros(local_us),
             None => Instant::now(),
@@ -136,12 +136,12 @@ impl Clock {
     }
 
     /// Whether anything is known of the server's clock yet.
-    pub(super) fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.lock().best.is_some()
     }
 
     /// How far ahead of its now the server must book.
-    pub(super) fn lead_us(&self) -> u64 {
+    pub(crate) fn lead_us(&self) -> u64 {
         self.lock().lead_us()
     }
 

@@ -9,14 +9,14 @@ const STRIDE: u64 = 1 << 20;
 
 /// The turns of every lane.
 #[derive(Debug)]
-pub(super) struct Turns {
+pub(crate) struct Turns {
     passes: Vec<u64>,
     strides: Vec<u64>,
     now: u64,
 }
 
 /// Jobs of this priority that are taken for each bulk job, where all wait.
-pub(super) fn weight(priority: Priority) -> u64 {
+pub(crate) fn weight(priority: Priority) -> u64 {
     match priority {
         Priority::High => 8,
         Priority::Normal => 4,
@@ -26,13 +26,13 @@ pub(super) fn weight(priority: Priority) -> u64 {
 
 impl Turns {
     /// Turns for lanes of these weights.
-    pub(super) fn new(weights: impl IntoIterator<Item = u64>) -> Self {
+    pub(crate) fn new(weights: impl IntoIterator<Item = u64>) -> Self {
         let strides: Vec<u64> = weights.into_iter().map(|weight| STRIDE / weight.max(1)).collect();
         Self { passes: vec![0; strides.len()], strides, now: 0 }
     }
 
     /// Takes the turn of one of the lanes that are `ready`.
-    pub(super) fn take(&mut self, ready: impl Iterator<Item = usize>) -> Option<usize> {
+    pub(crate) fn take(&mut self, ready: impl Iterator<Item = usize>) -> Option<usize> {
         let next = ready.min_by_key(|lane| self.passes[*lane].max(self.now))?;
         self.now = self.passes[next].max(self.now);
         self.passes[next] = self.now + self.strides[next];

@@ -1,0 +1,137 @@
+//! Opening a state file: whose it is, its version, and how SQLite treats it.
+
+use std::{path::Path, time::Duration};
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::trouble::StoreError;
+
+/// The mark of pixfleet's files in SQLite's header: "pxft".
+const APPLICATION_ID: i64 = 0x7078_6674;
+/// The format that this build writes and reads.
+const FORMAT: i64 = 1;
+const SCHEMA: &str = include_str!("schema.sql");
+
+/// Page caches in KiB. What is written moves along the ends of the tables, so that little of them is needed; only the
+/// ledger is looked up at random.
+const WRITER_CACHE_KIB: i64 = 16 * 1024;
+const READER_CACHE_KIB: i64 = 2 * 1024;
+/// How long another process may keep the file busy. It does so for the milliseconds of a group.
+const BUSY: Duration = Duration::from_secs(10);
+/// Pages in the write-ahead log at which they are moved to the file, 4 KiB each.
+const CHECKPOINT_PAGES: i64 = 4_000;
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    Write,
+    Read,
+}
+
+/// Opens the file, and begins it where there is none.
+pub(super) fn open(path: &Path, purpose: Use) -> Result<Connection, StoreError> {
+    let explain = |error| StoreError::of(path, &error);
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags).map_err(explain)?;
+    db.busy_timeout(BUSY).map_err(explain)?;
+    ours(&db, path)?;
+    prepare(&db, purpose).map_err(explain)?;
+    Ok(db)
+}
+
+/// Refuses a file of somebody else's before anything is written to it, and one of a later format.
+fn ours(db: &Connection, path: &Path) -> Result<(), StoreError> {
+    let number = |pragma: &str| {
+        db.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i64>(0))
+            .map_err(|error| StoreError::of(path, &error))
+    };
+    let (owner, format) = (number("application_id")?, number("user_version")?);
+    let pages = number("page_count")?;
+    let shown = || path.display().to_string();
+    match (owner, format) {
+        (0, 0) if pages == 0 => Ok(()),
+        (APPLICATION_ID, FORMAT) => Ok(()),
+        (APPLICATION_ID, found) => Err(StoreError::Later { path: shown(), found, known: FORMAT }),
+        _ => Err(StoreError::Foreign(shown())),
+    }
+}
+
+fn prepare(db: &Connection, purpose: Use) -> rusqlite::Result<()> {
+    let cache = if purpose == Use::Write { WRITER_CACHE_KIB } else { READER_CACHE_KIB };
+    db.pragma_update(None, "cache_size", -cache)?;
+    db.pragma_update(None, "temp_store", "memory")?;
+    db.set_prepared_statement_cache_capacity(128);
+    if purpose == Use::Read {
+        return db.pragma_update(None, "query_only", true);
+    }
+    // WAL: a commit is one append, and readers wait for nobody. FULL: the append is synced before a commit is
+    // answered, so that a power cut takes nothing that was answered.
+    db.pragma_update(None, "journal_mode", "wal")?;
+    db.pragma_update(None, "synchronous", "full")?;
+    db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    db.pragma_update(None, "journal_size_limit", CHECKPOINT_PAGES * 4_096)?;
+    begin(db)
+}
+
+/// Writes the tables into a new file. Another process may be doing the same: the second finds them there.
+fn begin(db: &Connection) -> rusqlite::Result<()> {
+    db.execute_batch("BEGIN IMMEDIATE")?;
+    let format: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if format == 0 {
+        db.execute_batch(SCHEMA)?;
+        db.pragma_update(None, "application_id", APPLICATION_ID)?;
+        db.pragma_update(None, "user_version", FORMAT)?;
+    }
+    db.execute_batch("COMMIT")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_somebody_elses_is_refused_and_left_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("other.sqlite");
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
+        assert!(matches!(open(&path, Use::Write), Err(StoreError::Foreign(_))));
+        let text = folder.path().join("notes.txt");
+        std::fs::write(&text, "a shopping list, long enough to be looked at twice\n".repeat(20)).unwrap();
+        let before = std::fs::read(&text).unwrap();
+        assert!(matches!(open(&text, Use::Write), Err(StoreError::Foreign(_))));
+        assert_eq!(std::fs::read(&text).unwrap(), before);
+    }
+
+    #[test]
+    fn a_file_of_a_later_format_is_refused_with_both_formats() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        open(&path, Use::Write).unwrap().pragma_update(None, "user_version", 7).unwrap();
+        let refused = open(&path, Use::Write).unwrap_err().to_string();
+        assert!(refused.contains("format 7") && refused.contains("reads 1"), "{refused}");
+    }
+
+    #[test]
+    fn a_damaged_file_is_said_to_be_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        drop(open(&path, Use::Write).unwrap());
+        let mut bytes = std::fs::read(&path).unwrap();
+        // The head stays: it says whose the file is.
+        bytes[100..].fill(0xa5);
+        std::fs::write(&path, bytes).unwrap();
+        let db = open(&path, Use::Write).and_then(|db| {
+            db.execute("DELETE FROM jobs", []).map(drop).map_err(|error| StoreError::of(&path, &error))
+        });
+        let refused = db.unwrap_err();
+        assert!(matches!(refused, StoreError::Damaged { .. }), "{refused}");
+        assert!(refused.to_string().contains("backup"));
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_named() {
+        let refused = open(Path::new("/nowhere/at/all/state"), Use::Write).unwrap_err().to_string();
+        assert!(refused.contains("/nowhere/at/all/state") && refused.contains("folder"), "{refused}");
+    }
+}

@@ -1,0 +1,69 @@
+//! The queue on the state file.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::{
+    intake, jobs,
+    log::{self, Entry},
+    store::{Store, tell},
+    subscriber,
+};
+use crate::{
+    batch::BatchEvent,
+    job::{Job, Priority},
+    queue::{Intake, Queue, QueueError, Subscriber, Subscription},
+    result::Announcement,
+};
+
+/// The queue on the state file.
+pub struct EmbeddedQueue {
+    store: Arc<Store>,
+}
+
+impl EmbeddedQueue {
+    pub(super) fn new(store: Arc<Store>) -> Self {
+        Self { store }
+    }
+}
+
+#[async_trait]
+impl Queue for EmbeddedQueue {
+    async fn open_lane(&self, priority: Priority) -> Result<u8, QueueError> {
+        // Between equals chance decides, or every first batch would meet in lane 0.
+        let chance: [u32; jobs::LANES as usize] = rand::random();
+        Ok(self.store.read(move |db| jobs::emptiest(db, priority, &chance)).await?)
+    }
+
+    async fn enqueue(&self, jobs: Vec<Job>) -> Result<(), QueueError> {
+        let rows: Vec<jobs::Row> = jobs.iter().map(jobs::Row::of).collect::<Result<_, _>>()?;
+        self.store.write(move |db| jobs::put(db, &rows)).await?;
+        tell(&self.store.news().jobs);
+        Ok(())
+    }
+
+    async fn announce(&self, event: BatchEvent) -> Result<(), QueueError> {
+        let entry = Entry::of(Announcement::Batch(event))?;
+        self.store.write(move |db| log::append(db, &[entry])).await?;
+        tell(&self.store.news().log);
+        Ok(())
+    }
+
+    async fn receive(&self, prefetch: watch::Receiver<u16>) -> Result<Box<dyn Intake>, QueueError> {
+        Ok(Box::new(intake::start(self.store.clone(), prefetch)))
+    }
+
+    async fn subscribe(&self, subscription: Subscription) -> Result<Box<dyn Subscriber>, QueueError> {
+        Ok(Box::new(subscriber::open(self.store.clone(), subscription).await?))
+    }
+
+    fn health(&self) -> Result<(), String> {
+        self.store.failure().map_or(Ok(()), |failure| Err(failure.to_string()))
+    }
+
+    async fn close(&self) {
+        self.store.close().await;
+    }
+}

@@ -1,0 +1,274 @@
+//! The state file: the conformance suites of all three seams, and what only a file can meet with.
+//!
+//! A fleet is several opened stores of one file, as several processes have them.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use pixfleet_shared::{
+    embedded::Embedded,
+    ledger::Ledger,
+    limiter::{RateLimiter, Reservation},
+    queue::{Filter, From, Subscription},
+    result::Announcement,
+};
+use pixfleet_tests::conformance::{
+    ledger as ledgers,
+    limiter::{self as limiters, assert_never_above, greedy, per_second, slots},
+    queue::{self as queues, job},
+};
+use tempfile::TempDir;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn state() -> (TempDir, PathBuf) {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("batch.pixfleet");
+    (folder, path)
+}
+
+async fn fleet(path: &Path, size: usize) -> Vec<Embedded> {
+    let mut fleet = Vec::new();
+    for _ in 0..size {
+        fleet.push(Embedded::open(path).await.unwrap());
+    }
+    fleet
+}
+
+fn clients<T: ?Sized>(handles: &[Arc<T>]) -> Vec<&T> {
+    handles.iter().map(|handle| &**handle).collect()
+}
+
+fn limiters_of(fleet: &[Embedded]) -> Vec<Arc<dyn RateLimiter>> {
+    fleet.iter().map(Embedded::limiter).collect()
+}
+
+macro_rules! queue_conforms {
+    ($($promise:ident),* $(,)?) => {$(
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $promise() {
+            let (_folder, path) = state();
+            let engine = Embedded::open(&path).await.unwrap();
+            queues::$promise(engine.queue()).await;
+            engine.close().await;
+        }
+    )*};
+}
+
+queue_conforms!(
+    a_completed_job_leaves_its_results_and_does_not_come_back,
+    a_retry_spends_an_attempt_and_a_release_does_not,
+    a_retry_publishes_what_is_answered,
+    a_dead_letter_is_a_result_too,
+    a_dropped_delivery_comes_back,
+    a_stopped_intake_gives_back_what_it_had_not_lent,
+    no_priority_starves_another,
+    a_durable_subscriber_goes_on_where_it_committed,
+    the_log_replays_and_filters,
+);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_batch_gets_the_emptiest_lane() {
+    let (_folder, path) = state();
+    queues::a_new_batch_gets_the_emptiest_lane(Embedded::open(&path).await.unwrap().queue(), 4).await;
+}
+
+macro_rules! limiter_conforms {
+    ($($promise:ident($clients:ident)),* $(,)?) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $promise() {
+            let (_folder, path) = state();
+            let engines = fleet(&path, 4).await;
+            let limiters = limiters_of(&engines);
+            limiter_conforms!(@run $promise, $clients, limiters);
+        })*
+    };
+    (@run $promise:ident, fleet, $limiters:ident) => { limiters::$promise("test", &clients(&$limiters)).await };
+    (@run $promise:ident, client, $limiters:ident) => { limiters::$promise("test", &*$limiters[0]).await };
+}
+
+limiter_conforms! {
+    no_window_holds_more_than_its_calls(fleet),
+    a_call_takes_its_models_from_a_limit_on_models(fleet),
+    slots_come_in_order_and_soon(client),
+    what_is_booked_after_a_late_call_makes_room(fleet),
+    a_stack_without_limits_lets_every_call_go(client),
+    a_hold_off_reaches_every_client(fleet),
+    a_shorter_hold_off_never_ends_a_longer_one(fleet),
+    work_goes_on_when_a_hold_off_is_over(client),
+    stacks_are_independent(client),
+    what_can_never_be_granted_is_refused(client),
+}
+
+macro_rules! ledger_conforms {
+    ($($promise:ident),* $(,)?) => {
+        $(#[tokio::test(flavor = "multi_thread")]
+        async fn $promise() {
+            let (_folder, path) = state();
+            let ledgers: Vec<Arc<dyn Ledger>> = fleet(&path, 3).await.iter().map(Embedded::ledger).collect();
+            ledgers::$promise("test", &clients(&ledgers)).await;
+        })*
+    };
+}
+
+ledger_conforms! {
+    a_settled_job_is_known_to_every_client,
+    a_job_may_be_settled_twice,
+    a_question_settles_nothing,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_are_lent_to_one_process_at_a_time_and_those_of_one_that_closed_go_to_the_others() {
+    let (_folder, path) = state();
+    let engines = fleet(&path, 2).await;
+    engines[0].queue().enqueue((0..40).map(|n| job("b", n)).collect()).await.unwrap();
+    let (_keep, prefetch) = watch::channel(20);
+    let mut first = engines[0].queue().receive(prefetch.clone()).await.unwrap();
+    let mut second = engines[1].queue().receive(prefetch).await.unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    let mut held = [Vec::new(), Vec::new()];
+    for (intake, held) in [&mut first, &mut second].into_iter().zip(&mut held) {
+        for _ in 0..2 {
+            let delivery = timeout(PATIENCE, intake.next()).await.unwrap().unwrap();
+            assert!(seen.insert(delivery.job.id), "one job is lent twice");
+            held.push(delivery);
+        }
+    }
+    // The first process ends with two deliveries in its hands, and some ahead.
+    let [theirs, ours] = held;
+    drop(first);
+    drop(theirs);
+    engines[0].close().await;
+    for delivery in ours {
+        delivery.split().1.complete(Vec::new()).await.unwrap();
+    }
+    let mut ended = 2;
+    while ended < 40 {
+        let delivery = timeout(PATIENCE, second.next()).await.expect("what the other held comes").unwrap();
+        delivery.split().1.complete(Vec::new()).await.unwrap();
+        ended += 1;
+    }
+    let status = engines[1].store().status().await.unwrap();
+    assert_eq!((status.batches[0].ended, status.lent, status.processes), (40, 0, 1), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_every_worker_drops_ends_as_a_dead_letter_with_a_result() {
+    let (_folder, path) = state();
+    let engine = Embedded::open(&path).await.unwrap();
+    let queue = engine.queue();
+    let subscription = Subscription { from: From::Beginning, ..Subscription::default() };
+    let mut log = queue.subscribe(subscription).await.unwrap();
+    queue.enqueue(vec![job("b", 1)]).await.unwrap();
+    let (_keep, prefetch) = watch::channel(1);
+    let mut intake = queue.receive(prefetch).await.unwrap();
+    let dropping = async {
+        while let Some(delivery) = intake.next().await {
+            drop(delivery);
+        }
+    };
+    let result = tokio::select! {
+        () = dropping => panic!("the intake has ended"),
+        heard = timeout(PATIENCE, log.next()) => heard.expect("it is given up in time").unwrap(),
+    };
+    let Announcement::Result(result, _) = result else { panic!("a result") };
+    assert_eq!(result.failure.as_ref().unwrap().class, "delivery-limit");
+    assert_eq!(engine.store().batch(&"b".parse().unwrap()).await.unwrap().unwrap().dead_letters, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_processes_subscriber_and_intake_hear_what_this_one_writes() {
+    let (_folder, path) = state();
+    let engines = fleet(&path, 2).await;
+    let (_keep, prefetch) = watch::channel(1);
+    let mut intake = engines[1].queue().receive(prefetch).await.unwrap();
+    let subscription = Subscription { filter: Filter::default(), ..Subscription::default() };
+    let mut log = engines[0].queue().subscribe(subscription).await.unwrap();
+    engines[0].queue().enqueue(vec![job("b", 1)]).await.unwrap();
+    let (job, unsettled) = timeout(PATIENCE, intake.next()).await.expect("the job is seen").unwrap().split();
+    let results =
+        vec![pixfleet_shared::result::ImageResult::of(&job, "m", pixfleet_shared::result::Outcome::Ok)];
+    unsettled.complete(results).await.unwrap();
+    let heard = timeout(PATIENCE, log.next()).await.expect("the result is heard").unwrap();
+    assert_eq!(heard.id(), job.result_id("m"));
+}
+
+/// Restarts, each with a new handle on the file, as after a crash: nothing of the old one is said to the new one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_window_holds_more_than_its_calls_across_restarts() {
+    let (_folder, path) = state();
+    let stack = per_second("test.restart", 50);
+    let mut moments = Vec::new();
+    for _ in 0..8 {
+        let engine = Embedded::open(&path).await.unwrap();
+        let limiter = engine.limiter();
+        moments.extend(greedy(&[&*limiter], &stack, 1, 20).await);
+        // No close: what is unused of the allowance is lost, and never given out twice.
+        std::mem::forget(engine);
+    }
+    moments.sort_unstable();
+    assert_never_above(50, &moments);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_that_was_spent_before_a_restart_is_spent_after_it() {
+    let (_folder, path) = state();
+    let mut day = limiters::limit("day", 10, pixfleet_shared::limiter::Unit::Call, 10);
+    day.per_ms = 86_400_000;
+    let stack = limiters::stack("test.day", vec![day]);
+    for spent in [4, 6] {
+        let engine = Embedded::open(&path).await.unwrap();
+        for _ in 0..spent {
+            slots(&*engine.limiter(), &stack, &[1]).await;
+        }
+        std::mem::forget(engine);
+    }
+    let answer = Embedded::open(&path).await.unwrap().limiter().reserve(&stack, &[1]).await.unwrap();
+    let Reservation::ComeBack(at) = answer else { panic!("an eleventh call of ten: {answer:?}") };
+    assert!(at > Instant::now() + Duration::from_secs(3600), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_off_outlives_a_restart() {
+    let (_folder, path) = state();
+    let stack = per_second("test.held", 50);
+    let engine = Embedded::open(&path).await.unwrap();
+    engine.limiter().hold_off(&stack, Duration::from_secs(60)).await.unwrap();
+    engine.close().await;
+    let again = Embedded::open(&path).await.unwrap().limiter();
+    assert!(again.held_until(&stack).is_some());
+    let answer = again.reserve(&stack, &[1]).await.unwrap();
+    assert!(matches!(answer, Reservation::ComeBack(at) if at > Instant::now() + Duration::from_secs(30)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_call_of_a_new_file_need_not_wait() {
+    let (_folder, path) = state();
+    let engine = Embedded::open(&path).await.unwrap();
+    let slots = engine.limiter().reserve(&per_second("test.first", 4), &[1]).await.unwrap();
+    let Reservation::Slots(slots) = slots else { panic!("{slots:?}") };
+    // A file that was never written to has granted nothing: there is no past to be careful of.
+    assert!(slots[0].at < Instant::now() + Duration::from_millis(110), "{slots:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_file_is_one_file_and_refuses_politely() {
+    let (folder, path) = state();
+    let engine = Embedded::open(&path).await.unwrap();
+    engine.queue().enqueue((0..100).map(|n| job("b", n)).collect()).await.unwrap();
+    engine.close().await;
+    let names: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["batch.pixfleet"]);
+    let refused = engine.queue().enqueue(vec![job("b", 1)]).await.unwrap_err().to_string();
+    assert!(refused.contains("closed"), "{refused}");
+}
