@@ -3,33 +3,29 @@
 mod report;
 mod view;
 
-use std::{
-    io::{self, IsTerminal},
-    num::NonZeroU32,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    sync::Arc,
-};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::{Context, anyhow, bail};
 use pixfleet_producer::{
-    BadRows, Config, Order, Stopped, Summary, Tally, Why,
-    manifest::{ColumnNames, Format, Manifest, Reading},
-    plan::{Plan, Tariff},
-    record::{Identity, Record},
+    Config, Order, Stopped, Summary, Tally, Why,
+    manifest::Manifest,
+    plan::Plan,
+    record::{Identity, Record, RecordError},
 };
 use pixfleet_shared::{
-    batch::BatchName,
-    fleet::rabbit::{self, RabbitQueue},
-    job::Priority,
-    queue::Queue,
-    trace::TraceParent,
+    batch::BatchName, embedded::Embedded, fleet::rabbit, job::Priority, queue::Queue, trace::TraceParent,
 };
-use pixfleet_worker::provider::{Catalog, Provider, definition::Count};
+use pixfleet_worker::provider::{Catalog, Provider};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Loaded, exit::Exit, worker::on_signal};
+use crate::{
+    config::{self, Loaded},
+    engine::{Begin, Choice, Engine, Place},
+    exit::Exit,
+    order::{Ask, Rows, ambient_trace, on_terminal},
+    worker::on_signal,
+};
 
 /// Put images on the queue, once each, however often it is run
 #[derive(Debug, clap::Args)]
@@ -47,43 +43,31 @@ adds nothing. A dry run says how many calls, what they cost, and when they would
 EXIT CODES
   0 all is enqueued    1 failed    3 all is enqueued but bad rows    4 stopped on request")]
 pub(crate) struct Args {
-    /// CSV with a header, JSONL, lists of URLs (each also .gz or .zst), pictures, folders, patterns, URLs; - is stdin
-    #[arg(value_name = "MANIFEST", required = true)]
-    manifests: Vec<String>,
+    #[command(flatten)]
+    rows: Rows,
     /// The batch's name: letters, digits, `-` and `_`. The same name goes on with the same batch
     #[arg(long, value_name = "NAME")]
     batch: BatchName,
     /// The provider, by its name in the settings [default: the only one there]
     #[arg(long, value_name = "NAME")]
     provider: Option<String>,
-    /// What each image is asked, separated by commas
-    #[arg(long, value_name = "MODEL,...", required = true, value_delimiter = ',')]
-    models: Vec<String>,
+    #[command(flatten)]
+    ask: Ask,
     /// The class in which its jobs wait: high, normal or bulk
     #[arg(long, value_name = "CLASS", default_value = "normal", value_parser = priority)]
     priority: Priority,
-    /// The most models of one call, where that is fewer than the provider allows
-    #[arg(long, value_name = "N")]
-    models_per_call: Option<NonZeroU32>,
-
-    /// The format of every manifest: csv, jsonl or list [default: told by its content]
-    #[arg(long, value_name = "FORMAT", help_heading = "Reading")]
-    format: Option<Format>,
-    /// Which column is what, with the roles id, url, path and base64 [default: by their names]
-    #[arg(long, value_name = "ROLE=COLUMN,...", default_value = "", hide_default_value = true, value_parser = columns, help_heading = "Reading")]
-    column: ColumnNames,
     /// Files travel as their absolute path, which the workers read, not as their bytes
     #[arg(long, help_heading = "Reading")]
     by_path: bool,
-    /// What becomes of a row that can't be used: `stop`, `skip`, or a file that takes it with the reason, as JSONL
-    #[arg(long, value_name = "stop|skip|FILE", default_value = "stop", value_parser = bad_rows, help_heading = "Reading")]
-    bad_rows: BadRows,
+    #[command(flatten)]
+    engine: Choice,
 
     /// Count, price and forecast; enqueue nothing and ask no server
     #[arg(long)]
     dry_run: bool,
-    /// The file that records what the queue has confirmed [default: below the state folder, by batch]
-    #[arg(long, value_name = "FILE")]
+    /// The file that records what the queue has confirmed [default: below the state folder, by batch; a state file
+    /// keeps its own]
+    #[arg(long, value_name = "FILE", conflicts_with = "state")]
     record: Option<PathBuf>,
     /// The W3C trace that the jobs continue [default: $TRACEPARENT, else a new one]
     #[arg(long, value_name = "TRACEPARENT")]
@@ -99,38 +83,33 @@ pub(crate) struct Args {
 /// Enqueues, or tells what it would, and reports.
 pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow::Result<ExitCode> {
     let provider = provider(&catalog, args.provider.as_deref())?;
-    let config = loaded.config.enqueue;
-    let plan = plan(&args, &provider, &config)?;
+    let config = loaded.config.enqueue.clone();
+    let plan = args.ask.plan(&provider, &config)?;
     // A call that no limit will ever let go would wait in the queue for ever.
     pixfleet_producer::forecast(&plan, &provider.limits(), 0)?;
-    let path = record_path(&args, &config)?;
-    let identity = Identity::new(&args.batch, &plan, args.priority, &place(&loaded.config.rabbitmq));
-    not_an_input(&args.bad_rows, &args.manifests)?;
-    let reading = Reading { format: args.format, columns: args.column.clone(), by_path: args.by_path };
-    let manifest = Manifest::open(&args.manifests, reading)?;
+    let place = args.engine.place(&loaded.config.engine, Some(&args.batch))?;
+    let shelf = Shelf::of(&place, &args, &loaded.config)?;
+    let identity = Identity::new(&args.batch, &plan, args.priority, &shelf.queue);
+    let manifest = args.rows.open(args.by_path)?;
     let order = Order {
         batch: args.batch.clone(),
         priority: args.priority,
         plan: plan.clone(),
         trace: Some(args.traceparent.unwrap_or_else(ambient_trace)),
-        bad_rows: args.bad_rows.clone(),
+        bad_rows: args.rows.bad_rows.clone(),
+        same_manifest: false,
     };
     let stop = on_signal()?;
     let (progress, shown) = watch::channel(Tally::default());
-    let view = view::show(
-        view::style(args.quiet, io::stderr().is_terminal()),
-        manifest.extent(),
-        shown,
-        stop.clone(),
-    );
+    let view = view::show(view::style(args.quiet, on_terminal()), manifest.extent(), shown, stop.clone());
     let outcome = if args.dry_run {
-        let record = Record::rehearse(&path, &identity)?;
+        let record = shelf.rehearse(&identity)?;
         pixfleet_producer::rehearse(manifest, record, order, &config, stop, &progress).await
     } else {
-        let record = Record::open(&path, &identity)?;
-        let queue = RabbitQueue::connect(loaded.config.rabbitmq).await?;
-        let outcome = enqueue(queue.clone(), manifest, record, order, &config, stop, &progress).await;
-        queue.close().await;
+        let engine = Engine::open(&place, &loaded.config, Begin::Allowed).await?;
+        let record = shelf.open(&engine, &identity).await?;
+        let outcome = enqueue(engine.queue(), manifest, record, order, &config, stop, &progress).await;
+        engine.close().await;
         outcome
     };
     drop(progress);
@@ -196,30 +175,51 @@ fn provider(catalog: &Catalog, name: Option<&str>) -> anyhow::Result<Arc<Provide
     }
 }
 
-fn plan(args: &Args, provider: &Provider, config: &Config) -> anyhow::Result<Plan> {
-    for model in &args.models {
-        provider.accepts(model).map_err(|reason| anyhow!(reason))?;
+/// Where the record of what was confirmed is kept.
+struct Shelf {
+    path: PathBuf,
+    /// Whether that is the state file of the jobs themselves.
+    state: bool,
+    /// The queue's name in the record: where it is, without a password.
+    queue: String,
+}
+
+impl Shelf {
+    fn of(place: &Place, args: &Args, config: &config::Config) -> anyhow::Result<Self> {
+        match place {
+            Place::Servers => Ok(Self {
+                path: record_path(args, &config.enqueue)?,
+                state: false,
+                queue: place_of(&config.rabbitmq),
+            }),
+            Place::State(path) => Ok(Self { path: path.clone(), state: true, queue: STATE_FILE.to_owned() }),
+        }
     }
-    let caps = [config.models_per_call, args.models_per_call];
-    let models_per_call =
-        caps.into_iter().flatten().map(|cap| cap.get() as usize).fold(provider.models_per_call(), usize::min);
-    let cost = provider.tariff();
-    let tariff = match cost.count {
-        Count::PerCall => Tariff { per_call: cost.price, per_model: 0.0 },
-        Count::PerModel => Tariff { per_call: 0.0, per_model: cost.price },
-    };
-    Ok(Plan::new(provider.name(), &args.models, models_per_call, tariff)?)
+
+    fn rehearse(&self, identity: &Identity) -> Result<Record, RecordError> {
+        let of = if self.state { Record::rehearse_within } else { Record::rehearse };
+        of(&self.path, identity)
+    }
+
+    async fn open(&self, engine: &Engine, identity: &Identity) -> anyhow::Result<Record> {
+        match engine {
+            Engine::Servers(_) => Ok(Record::open(&self.path, identity)?),
+            Engine::State(embedded) => Ok(record_within(embedded, identity).await?),
+        }
+    }
 }
 
-/// The queue's name in a record: where it is, without a password.
-fn place(config: &rabbit::Config) -> String {
+/// The name of a state file's queue in its own records: it may be moved.
+pub(crate) const STATE_FILE: &str = "the state file";
+
+/// The record of a batch in a state file. Opening it reads all of it, so a thread that may block does.
+pub(crate) async fn record_within(embedded: &Embedded, identity: &Identity) -> anyhow::Result<Record> {
+    let (store, identity) = (embedded.store().clone(), identity.clone());
+    Ok(tokio::task::spawn_blocking(move || Record::within(store, &identity)).await??)
+}
+
+fn place_of(config: &rabbit::Config) -> String {
     config.url_file.as_ref().map_or_else(|| config.endpoint(), |file| format!("the broker of {file}"))
-}
-
-/// The trace that the environment says; whoever set it wrongly meant another program, so a new one then.
-fn ambient_trace() -> TraceParent {
-    let ambient = std::env::var("TRACEPARENT").ok().and_then(|text| text.parse().ok());
-    ambient.unwrap_or_else(TraceParent::random)
 }
 
 fn record_path(args: &Args, config: &Config) -> anyhow::Result<PathBuf> {
@@ -236,49 +236,18 @@ fn record_path(args: &Args, config: &Config) -> anyhow::Result<PathBuf> {
     Ok(folder.join(format!("{}.sqlite", args.batch)))
 }
 
-/// A mistyped `--bad-rows images.csv` must not empty the manifest.
-fn not_an_input(bad_rows: &BadRows, manifests: &[String]) -> anyhow::Result<()> {
-    let BadRows::Keep(file) = bad_rows else {
-        return Ok(());
-    };
-    let same = |manifest: &String| match (file.canonicalize(), Path::new(manifest).canonicalize()) {
-        (Ok(file), Ok(manifest)) => file == manifest,
-        _ => false,
-    };
-    if manifests.iter().any(same) {
-        bail!(
-            "--bad-rows {} is a manifest itself, and would be overwritten: name another file",
-            file.display()
-        );
-    }
-    Ok(())
-}
-
 fn priority(text: &str) -> Result<Priority, String> {
     let found = Priority::ALL.into_iter().find(|priority| priority.as_str() == text);
     found.ok_or_else(|| "say high, normal or bulk".to_owned())
 }
 
-fn columns(text: &str) -> Result<ColumnNames, String> {
-    if text.is_empty() {
-        return Ok(ColumnNames::default());
-    }
-    text.parse().map_err(|error: pixfleet_producer::manifest::BadMapping| error.to_string())
-}
-
-fn bad_rows(text: &str) -> Result<BadRows, String> {
-    match text {
-        "" => Err("say stop, skip or a file".to_owned()),
-        "stop" => Ok(BadRows::Stop),
-        "skip" => Ok(BadRows::Skip),
-        file => Ok(BadRows::Keep(file.into())),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
+
     use clap::Parser;
+
+    use super::*;
 
     #[derive(Debug, Parser)]
     struct Cli {
@@ -294,30 +263,14 @@ mod tests {
     #[test]
     fn arguments_have_their_documented_defaults() {
         let args = parsed(&[]).unwrap();
-        assert_eq!((args.priority, args.bad_rows), (Priority::Normal, BadRows::Stop));
-        assert_eq!((args.models.len(), args.column), (2, ColumnNames::default()));
+        assert_eq!((args.priority, args.ask.models.len()), (Priority::Normal, 2));
     }
 
     #[test]
     fn a_wrong_word_is_refused_by_the_command_line() {
-        for wrong in [
-            ["--priority", "urgent"],
-            ["--column", "photo"],
-            ["--format", "xml"],
-            ["--models-per-call", "0"],
-            ["--traceparent", "x"],
-        ] {
+        for wrong in [["--priority", "urgent"], ["--traceparent", "x"]] {
             assert!(parsed(&wrong).is_err(), "{wrong:?}");
         }
-    }
-
-    #[test]
-    fn bad_rows_never_overwrite_a_manifest() {
-        let here = file!().rsplit('/').next().unwrap();
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(here);
-        let name = manifest.to_str().unwrap().to_owned();
-        assert!(not_an_input(&BadRows::Keep(manifest), std::slice::from_ref(&name)).is_err());
-        assert!(not_an_input(&BadRows::Keep("other.jsonl".into()), &[name]).is_ok());
     }
 
     #[test]

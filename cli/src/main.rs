@@ -6,9 +6,11 @@
 
 mod config;
 mod demo;
+mod engine;
 mod enqueue;
 mod exit;
 mod health;
+mod order;
 mod output;
 mod results;
 mod sandbox;

@@ -27,15 +27,16 @@ mod tally;
 pub(crate) mod terminal;
 mod writer;
 
-use std::{fs::File, io::IsTerminal as _, path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{fs::File, io::IsTerminal as _, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
-use pixfleet_shared::{
-    fleet::rabbit::RabbitQueue,
-    queue::{Filter, From, Queue, Subscription},
-};
+use pixfleet_shared::queue::{Filter, From, Queue, Subscription};
 
-use crate::{config::Config, worker::on_signal};
+use crate::{
+    config::Config,
+    engine::{Begin, Engine},
+    worker::on_signal,
+};
 
 #[cfg(test)]
 pub(crate) use self::sample::sample;
@@ -62,10 +63,12 @@ use self::{
 pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
     args.check()?;
     let stop = on_signal()?;
-    let queue: Arc<dyn Queue> = RabbitQueue::connect(config.rabbitmq).await?;
+    let place = args.engine.place(&config.engine, args.batch.as_ref())?;
+    let engine = Engine::open(&place, &config, Begin::Refused).await?;
+    let queue = engine.queue();
     let reader = args.reader(&*queue).await?;
-    let report = reader.run(queue.clone(), stop).await;
-    queue.close().await;
+    let report = reader.run(queue, stop).await;
+    engine.close().await;
     let report = report?;
     report.tell();
     if args.json {

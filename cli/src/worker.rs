@@ -3,12 +3,8 @@
 use std::{process::ExitCode, sync::Arc};
 
 use anyhow::Context;
-use pixfleet_shared::{
-    fleet::{rabbit::RabbitQueue, redis::Redis},
-    queue::Queue,
-    settings::Problems,
-};
-use pixfleet_worker::{Engines, provider::Catalog};
+use pixfleet_shared::settings::Problems;
+use pixfleet_worker::provider::Catalog;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -16,19 +12,27 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{config::Loaded, exit::Exit, output};
+use crate::{
+    config::Loaded,
+    engine::{Choice, Engine},
+    exit::Exit,
+    output,
+};
 
 /// Work on jobs under the fleet's limits; start as many as you like, on as many machines
 #[derive(Debug, clap::Args)]
 #[command(after_help = "EXAMPLES
   pixfleet worker                                    every provider of the settings
   pixfleet worker --set worker.concurrency=200       more calls in flight
+  pixfleet worker --state spring.pixfleet            on a state file of this machine, with no server
   PIXFLEET_LOG_FORMAT=json pixfleet worker --json    logs for machines, and a report at the end
 
 SIGNALS
   SIGTERM and SIGINT drain: no new jobs, calls in flight are finished, the rest goes back to the
   queue. A second one stops at once; the queue then delivers what was in hand to another worker.")]
 pub(crate) struct Args {
+    #[command(flatten)]
+    engine: Choice,
     /// Print the drain's report as one JSON line at the end
     #[arg(long)]
     json: bool,
@@ -43,13 +47,12 @@ pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow:
     }
     let config = loaded.config;
     let admin = listen(&config.admin.listen).await?;
-    let redis = Redis::start(&config.redis)?;
-    let queue = RabbitQueue::start(config.rabbitmq);
-    let engines = Engines { queue: queue.clone(), limiter: redis.limiter(), ledger: redis.ledger() };
+    let place = args.engine.place(&config.engine, None)?;
+    let (engine, engines) = Engine::start(&place, &config).await?;
     let shutdown = on_signal()?;
     let report =
         pixfleet_worker::run(config.worker, providers, engines, Arc::default(), admin, shutdown).await;
-    queue.close().await;
+    engine.close().await;
     let report = report?;
     if args.json {
         output::json(&serde_json::to_value(report)?)?;

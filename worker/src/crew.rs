@@ -13,6 +13,7 @@ use pixfleet_shared::{
     queue::Queue,
     telemetry::Metrics,
 };
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -38,6 +39,35 @@ pub struct Engines {
     pub ledger: Arc<dyn Ledger>,
 }
 
+/// What a worker shows to whoever runs it.
+#[derive(Debug, Default)]
+pub struct Board {
+    /// Its metrics.
+    pub metrics: Metrics,
+    refusal: watch::Sender<Option<Refusal>>,
+}
+
+/// A provider refuses the account: no call will succeed until a person has mended that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The provider.
+    pub provider: String,
+    /// What it said.
+    pub message: String,
+}
+
+impl Board {
+    /// The last refusal, when there is one.
+    pub fn refusals(&self) -> watch::Receiver<Option<Refusal>> {
+        self.refusal.subscribe()
+    }
+
+    pub(crate) fn refused(&self, provider: &str, message: &str) {
+        let refusal = Refusal { provider: provider.to_owned(), message: message.to_owned() };
+        self.refusal.send_replace(Some(refusal));
+    }
+}
+
 /// What every job of one worker shares.
 pub(crate) struct Crew {
     pub(crate) name: String,
@@ -45,7 +75,7 @@ pub(crate) struct Crew {
     pub(crate) engines: Engines,
     pub(crate) providers: BTreeMap<String, Serving>,
     pub(crate) images: Images,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) board: Arc<Board>,
     pub(crate) recent: Recent,
     /// No slot is asked for any more; what waits for one goes back.
     pub(crate) stopping: CancellationToken,
@@ -94,7 +124,7 @@ impl Condition for Crew {
     }
 
     fn metrics(&self) -> &Metrics {
-        &self.metrics
+        &self.board.metrics
     }
 }
 

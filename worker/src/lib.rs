@@ -19,5 +19,5 @@ mod slots;
 mod step;
 
 pub use config::Config;
-pub use crew::Engines;
+pub use crew::{Board, Engines, Refusal};
 pub use run::{Report, RunError, run};

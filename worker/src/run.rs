@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use pixfleet_shared::{
-    queue::{Delivery, Intake, QueueError},
-    telemetry::Metrics,
-};
+use pixfleet_shared::queue::{Delivery, Intake, QueueError};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -19,7 +16,7 @@ use crate::{
     admin,
     client::NoClient,
     config::Config,
-    crew::{Crew, Engines, Recent, Serving},
+    crew::{Board, Crew, Engines, Recent, Serving},
     image::Images,
     pace::{self, Seen},
     provider::Provider,
@@ -79,7 +76,7 @@ impl Report {
     }
 }
 
-/// Works until `shutdown`, then drains within the configured time. `metrics` show it while it works.
+/// Works until `shutdown`, then drains within the configured time. `board` shows it while it works.
 ///
 /// # Errors
 /// [`RunError`] when it can't start. Servers that are away are waited for.
@@ -87,12 +84,12 @@ pub async fn run(
     config: Config,
     providers: Vec<Arc<Provider>>,
     engines: Engines,
-    metrics: Arc<Metrics>,
+    board: Arc<Board>,
     admin: Option<TcpListener>,
     shutdown: CancellationToken,
 ) -> Result<Report, RunError> {
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let crew = Arc::new(muster(config, providers, engines, metrics, &tasks, &stop)?);
+    let crew = Arc::new(muster(config, providers, engines, board, &tasks, &stop)?);
     if let Some(listener) = admin {
         let served = admin::serve(listener, crew.clone(), stop.clone());
         tasks.spawn(async move { served.await.inspect_err(|error| warn!(%error, "admin pages ended")) });
@@ -118,7 +115,7 @@ pub async fn run(
                 None => break,
             },
         }
-        crew.metrics.in_hand.set(jobs.len() as i64);
+        crew.board.metrics.in_hand.set(jobs.len() as i64);
     }
     drain(&crew, intake, jobs, &mut report).await;
     stop.cancel();
@@ -131,7 +128,7 @@ fn muster(
     config: Config,
     providers: Vec<Arc<Provider>>,
     engines: Engines,
-    metrics: Arc<Metrics>,
+    board: Arc<Board>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<Crew, NoClient> {
@@ -146,7 +143,7 @@ fn muster(
         config,
         engines,
         providers: serving,
-        metrics,
+        board,
         recent: Recent::default(),
         stopping: CancellationToken::new(),
     })
@@ -208,7 +205,7 @@ impl Pacer {
         if !pace::worth_a_change(now, wanted) {
             return now;
         }
-        crew.metrics.prefetch.set(i64::from(prefetch_for(wanted)));
+        crew.board.metrics.prefetch.set(i64::from(prefetch_for(wanted)));
         prefetch.send_replace(prefetch_for(wanted));
         wanted
     }

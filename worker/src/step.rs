@@ -64,7 +64,7 @@ pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
         Err(early) => *early,
     };
     let settled = settle(&crew, id, unsettled, ending).await;
-    crew.metrics.settled.get_or_create(&SettleLabel { verb: settled.as_str() }).inc();
+    crew.board.metrics.settled.get_or_create(&SettleLabel { verb: settled.as_str() }).inc();
     settled
 }
 
@@ -74,7 +74,7 @@ type Early = Box<Ending>;
 /// From a job to its ending.
 async fn line(crew: &Crew, job: Job) -> Result<Ending, Early> {
     if begun(crew, &job).await? == Begun::Settled {
-        crew.metrics.already_settled.inc();
+        crew.board.metrics.already_settled.inc();
         debug!("already settled: nothing is spent");
         return Ok(Ending::Complete(Vec::new()));
     }
@@ -165,11 +165,11 @@ async fn slot(crew: &Crew, serving: &Serving, job: &Job) -> Result<(), Early> {
         let held =
             crew.engines.limiter.held_until(&serving.stack).is_some_and(|until| until > Instant::now());
         if !held && in_time(crew, serving, slot, &label).await {
-            crew.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
+            crew.board.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
             return Ok(());
         }
         debug!(late_us = late_us(slot), held, "slot forfeited");
-        crew.metrics.slots_forfeited.get_or_create(&label).inc();
+        crew.board.metrics.slots_forfeited.get_or_create(&label).inc();
     }
 }
 
@@ -188,7 +188,7 @@ async fn in_time(crew: &Crew, serving: &Serving, slot: Slot, label: &ProviderLab
     let told = timeout(by, crew.engines.limiter.late(&serving.stack, by)).await;
     let in_time = matches!(told, Ok(Ok(()))) && late_us(slot) <= told_by;
     if in_time {
-        crew.metrics.slots_mended.get_or_create(label).inc();
+        crew.board.metrics.slots_mended.get_or_create(label).inc();
     }
     in_time
 }
@@ -198,19 +198,23 @@ fn late_us(slot: Slot) -> u64 {
 }
 
 async fn call(crew: &Crew, serving: &Serving, request: &PreparedRequest) -> CallOutcome {
-    crew.metrics.in_flight.inc();
+    crew.board.metrics.in_flight.inc();
     let outcome = serving.client.send(request).await;
-    crew.metrics.in_flight.dec();
+    crew.board.metrics.in_flight.dec();
     outcome
 }
 
 fn count(crew: &Crew, serving: &Serving, job: &Job, outcome: &CallOutcome, verdict: &Verdict) {
     let provider = job.provider.clone();
     let label = ProviderLabel { provider: provider.clone() };
-    crew.metrics.call_duration.get_or_create(&label).observe(outcome.duration.as_secs_f64());
-    crew.metrics.calls.get_or_create(&CallLabels { provider, class: verdict.class.as_str() }).inc();
+    crew.board.metrics.call_duration.get_or_create(&label).observe(outcome.duration.as_secs_f64());
+    crew.board.metrics.calls.get_or_create(&CallLabels { provider, class: verdict.class.as_str() }).inc();
     if verdict.charged {
-        crew.metrics.cost.get_or_create(&label).inc_by(serving.provider.tariff().of_call(job.models.len()));
+        crew.board
+            .metrics
+            .cost
+            .get_or_create(&label)
+            .inc_by(serving.provider.tariff().of_call(job.models.len()));
     }
     let (class, why) = (verdict.class.as_str(), verdict.message.as_str());
     match verdict.class {
@@ -218,13 +222,16 @@ fn count(crew: &Crew, serving: &Serving, job: &Job, outcome: &CallOutcome, verdi
         Class::Throttled => info!(why, "over the limit: the fleet pauses"),
         Class::Transient | Class::Rejected => info!(class, why, "the call failed"),
         Class::Ambiguous => warn!(why, "the call left and no answer came: it may have been paid for"),
-        Class::Unauthorized => error!(why, "the account is refused: the provider is stopped, its jobs wait"),
+        Class::Unauthorized => {
+            crew.board.refused(&job.provider, why);
+            error!(why, "the account is refused: the provider is stopped, its jobs wait");
+        }
     }
 }
 
 async fn hold_off(crew: &Crew, serving: &Serving, pause: Duration) {
     let label = ProviderLabel { provider: serving.provider.name().to_owned() };
-    crew.metrics.hold_offs.get_or_create(&label).inc();
+    crew.board.metrics.hold_offs.get_or_create(&label).inc();
     match timeout(HOLD_OFF_TIMEOUT, crew.engines.limiter.hold_off(&serving.stack, pause)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => warn!(%error, "the hold-off holds for this worker only"),
@@ -265,14 +272,14 @@ async fn settle(crew: &Crew, id: Id, unsettled: Unsettled, ending: Ending) -> Se
         }
         Ending::Release { job, after } => (Settled::Release, unsettled.release(*job, after).await),
         Ending::Dead { job, results, reason } => {
-            crew.metrics.attempts.observe(f64::from(job.attempt + 1));
+            crew.board.metrics.attempts.observe(f64::from(job.attempt + 1));
             (Settled::DeadLetter, unsettled.dead_letter(*job, results, reason).await)
         }
     };
     let stored = matches!(outcome, Ok(()) | Err(QueueError::Unacked(_)));
     if stored {
         for label in &labels {
-            crew.metrics.results.get_or_create(label).inc();
+            crew.board.metrics.results.get_or_create(label).inc();
         }
     }
     // A dead letter is not marked: whoever sends it again wants it called.

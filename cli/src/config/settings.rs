@@ -15,6 +15,8 @@ use serde_json::Value;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
+    /// What stands behind the commands.
+    pub(crate) engine: crate::engine::Config,
     /// The broker that keeps jobs and results.
     pub(crate) rabbitmq: rabbit::Config,
     /// The server that keeps the limits and the ledger.

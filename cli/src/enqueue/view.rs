@@ -130,7 +130,7 @@ impl Pace {
 }
 
 /// One line on stderr; a closed one is no reason to stop.
-pub(super) fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 

@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use pixfleet_shared::{batch::BatchName, result::Outcome};
 
 use super::rows::Format;
+use crate::engine::Choice;
 
 /// Reads results: of a batch until it is complete, of the last hours, or from now on.
 ///
@@ -18,6 +19,7 @@ use super::rows::Format;
   pixfleet results --name warehouse --out warehouse.jsonl     a durable subscriber; run it again to go on
   pixfleet results --since 2h --outcome dead --format table
   pixfleet results --follow --model re_logo
+  pixfleet results --state spring.pixfleet --batch spring     of a run on this machine
 
 FORMATS, GUARANTEES AND EXIT CODES
   docs/results.md")]
@@ -72,6 +74,8 @@ pub(crate) struct Args {
     /// End after this long; with --batch, the exit code is 4 when it is not complete then.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub timeout: Option<Duration>,
+    #[command(flatten)]
+    pub engine: Choice,
     /// Print one JSON object with the counts on stdout at the end; results go to --out, or nowhere.
     #[arg(long)]
     pub json: bool,

@@ -1,0 +1,180 @@
+//! What `enqueue` and `run` can be told of the images and of what is asked about them.
+
+use std::{io, num::NonZeroU32, path::Path};
+
+use anyhow::{anyhow, bail};
+use pixfleet_producer::{
+    BadRows, Config,
+    manifest::{ColumnNames, Format, Manifest, Reading},
+    plan::{Plan, Tariff},
+};
+use pixfleet_shared::trace::TraceParent;
+use pixfleet_worker::provider::{Provider, definition::Count};
+
+/// The manifests, and how they are read.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Rows {
+    /// CSV with a header, JSONL, lists of URLs (each also .gz or .zst), pictures, folders, patterns, URLs; - is stdin
+    #[arg(value_name = "MANIFEST", required = true)]
+    pub(crate) manifests: Vec<String>,
+    /// The format of every manifest: csv, jsonl or list [default: told by its content]
+    #[arg(long, value_name = "FORMAT", help_heading = "Reading")]
+    format: Option<Format>,
+    /// Which column is what, with the roles id, url, path and base64 [default: by their names]
+    #[arg(long, value_name = "ROLE=COLUMN,...", default_value = "", hide_default_value = true, value_parser = columns, help_heading = "Reading")]
+    column: ColumnNames,
+    /// What becomes of a row that can't be used: `stop`, `skip`, or a file that takes it with the reason, as JSONL
+    #[arg(long, value_name = "stop|skip|FILE", default_value = "stop", value_parser = bad_rows, help_heading = "Reading")]
+    pub(crate) bad_rows: BadRows,
+}
+
+impl Rows {
+    /// Opens the manifests. With `by_path`, files travel as their path and not as their bytes.
+    ///
+    /// # Errors
+    /// When one of them can't be read, or the file for bad rows is a manifest itself.
+    pub(crate) fn open(&self, by_path: bool) -> anyhow::Result<Manifest> {
+        if let BadRows::Keep(file) = &self.bad_rows {
+            self.not_an_input(file, "--bad-rows")?;
+        }
+        let reading = Reading { format: self.format, columns: self.column.clone(), by_path };
+        Ok(Manifest::open(&self.manifests, reading)?)
+    }
+
+    /// A mistyped `--out images.csv` must not empty the manifest.
+    pub(crate) fn not_an_input(&self, file: &Path, flag: &str) -> anyhow::Result<()> {
+        let same = |manifest: &String| match (file.canonicalize(), Path::new(manifest).canonicalize()) {
+            (Ok(file), Ok(manifest)) => file == manifest,
+            _ => false,
+        };
+        if self.manifests.iter().any(same) {
+            let file = file.display();
+            bail!("{flag} {file} is a manifest itself, and would be overwritten: name another file");
+        }
+        Ok(())
+    }
+}
+
+/// What each image is asked.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Ask {
+    /// What each image is asked, separated by commas [default: the provider's model, where it has one]
+    #[arg(long, value_name = "MODEL,...", value_delimiter = ',')]
+    pub(crate) models: Vec<String>,
+    /// The most models of one call, where that is fewer than the provider allows
+    #[arg(long, value_name = "N")]
+    models_per_call: Option<NonZeroU32>,
+}
+
+impl Ask {
+    /// The calls that one image becomes.
+    ///
+    /// # Errors
+    /// For a model that the provider does not know, or none where it has several.
+    pub(crate) fn plan(&self, provider: &Provider, config: &Config) -> anyhow::Result<Plan> {
+        let models = self.models(provider)?;
+        for model in &models {
+            provider.accepts(model).map_err(|reason| anyhow!(reason))?;
+        }
+        let caps = [config.models_per_call, self.models_per_call];
+        let models_per_call = caps
+            .into_iter()
+            .flatten()
+            .map(|cap| cap.get() as usize)
+            .fold(provider.models_per_call(), usize::min);
+        let cost = provider.tariff();
+        let tariff = match cost.count {
+            Count::PerCall => Tariff { per_call: cost.price, per_model: 0.0 },
+            Count::PerModel => Tariff { per_call: 0.0, per_model: cost.price },
+        };
+        Ok(Plan::new(provider.name(), &models, models_per_call, tariff)?)
+    }
+
+    fn models(&self, provider: &Provider) -> anyhow::Result<Vec<String>> {
+        if !self.models.is_empty() {
+            return Ok(self.models.clone());
+        }
+        match provider.definition().models.as_slice() {
+            [only] if !only.ends_with('*') => Ok(vec![only.clone()]),
+            [] => bail!("no model is named: say what each image is asked, --models MODEL,..."),
+            several => bail!(
+                "no model is named: say what each image is asked, --models MODEL,... ({} knows {})",
+                provider.name(),
+                several.join(", ")
+            ),
+        }
+    }
+}
+
+/// The trace that the environment says; whoever set it wrongly meant another program, so a new one then.
+pub(crate) fn ambient_trace() -> TraceParent {
+    let ambient = std::env::var("TRACEPARENT").ok().and_then(|text| text.parse().ok());
+    ambient.unwrap_or_else(TraceParent::random)
+}
+
+/// Whether stderr is a terminal.
+pub(crate) fn on_terminal() -> bool {
+    io::IsTerminal::is_terminal(&io::stderr())
+}
+
+fn columns(text: &str) -> Result<ColumnNames, String> {
+    if text.is_empty() {
+        return Ok(ColumnNames::default());
+    }
+    text.parse().map_err(|error: pixfleet_producer::manifest::BadMapping| error.to_string())
+}
+
+fn bad_rows(text: &str) -> Result<BadRows, String> {
+    match text {
+        "" => Err("say stop, skip or a file".to_owned()),
+        "stop" => Ok(BadRows::Stop),
+        "skip" => Ok(BadRows::Skip),
+        file => Ok(BadRows::Keep(file.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        rows: Rows,
+        #[command(flatten)]
+        ask: Ask,
+    }
+
+    fn parsed(further: &[&str]) -> Result<Cli, clap::Error> {
+        let line = ["enqueue", "a.csv", "--models", "m,n"];
+        Cli::try_parse_from(line.iter().chain(further))
+    }
+
+    #[test]
+    fn arguments_have_their_documented_defaults() {
+        let cli = parsed(&[]).unwrap();
+        assert_eq!(
+            (cli.rows.bad_rows, cli.rows.column, cli.ask.models.len()),
+            (BadRows::Stop, ColumnNames::default(), 2)
+        );
+    }
+
+    #[test]
+    fn a_wrong_word_is_refused_by_the_command_line() {
+        for wrong in [["--column", "photo"], ["--format", "xml"], ["--models-per-call", "0"]] {
+            assert!(parsed(&wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn an_output_never_overwrites_a_manifest() {
+        let here = file!().rsplit('/').next().unwrap();
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(here);
+        let mut rows = parsed(&[]).unwrap().rows;
+        rows.manifests = vec![manifest.to_str().unwrap().to_owned()];
+        let refused = rows.not_an_input(&manifest, "--bad-rows").unwrap_err().to_string();
+        assert!(refused.contains("--bad-rows") && refused.contains("overwritten"), "{refused}");
+        assert!(rows.not_an_input(Path::new("other.jsonl"), "--out").is_ok());
+    }
+}
