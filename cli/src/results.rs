@@ -142,7 +142,7 @@ impl Args {
             tally.outcome(id, outcome);
         })?;
         if let Some(header) = earlier.header {
-            *rows = Rows::following(header);
+            *rows = Rows::following(&header);
         }
         Ok(Some(Writer::file(earlier.file)))
     }
