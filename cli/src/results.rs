@@ -1,8 +1,10 @@
-//! `pixfleet results`: results of a batch, of a time, or from now on, as JSON lines, CSV or a table.
+//! `pixfleet results`: results of a batch, of a time, or from now on, as JSON lines, CSV or a table,
+//! and into files of four kinds.
 //!
 //! `args` is what it can be told. An announcement's way: `source` (the queue or the log), `read` (the loop: count,
 //! write, commit) with `seen` and `tally` (what is news, and the counts) and `calls` (the statistics), `gather` (an
-//! image's summary), `rows` (text, with `cell`, `csv_rows`, `table_rows` and its `grid`), `writer` (the file or stdout);
+//! image's summary), `rows` (text, with `cell`, `csv_rows`, `table_rows` and its `grid`), `writer` (the file or stdout) and
+//! `files` (those of `--into`), both behind `outputs`;
 //! `ending` decides when it is over, `progress` shows how far it is, and `report` says what came of it. `terminal`
 //! knows how much fits on a line. `earlier` continues the file of a run that ended.
 
@@ -12,8 +14,10 @@ mod cell;
 mod csv_rows;
 mod earlier;
 mod ending;
+mod files;
 mod gather;
 mod grid;
+mod outputs;
 mod progress;
 mod read;
 mod report;
@@ -31,6 +35,7 @@ use std::{fs::File, io::IsTerminal as _, path::Path, process::ExitCode, time::Du
 
 use anyhow::Context as _;
 use pixfleet_shared::queue::{Filter, From, Queue, Subscription};
+use pixfleet_sinks::Options;
 
 use crate::{
     config::Config,
@@ -50,6 +55,7 @@ pub(crate) use self::{
 };
 use self::{
     ending::Ending,
+    files::Files,
     progress::Progress,
     read::Reader,
     rows::{Format, Rows},
@@ -81,9 +87,14 @@ impl Args {
     async fn reader(&self, queue: &dyn Queue) -> anyhow::Result<Reader> {
         let mut tally = Tally::bounded(self.remember);
         let metadata = self.metadata.clone();
-        let terminal = self.out.is_none().then(terminal::stdout_width).flatten();
+        let terminal = self.prints().then(terminal::stdout_width).flatten();
         let mut rows = Rows::new(self.format, metadata, self.models.clone(), terminal);
         let output = self.output(&mut tally, &mut rows)?;
+        let options = Options { metadata: self.metadata.clone() };
+        let files = match self.into.is_empty() {
+            true => None,
+            false => Some(Files::open(&self.into, &options)?),
+        };
         // The census first: what it has not seen can't have reached the source either.
         let counts_elsewhere = self.batch.is_some() && (self.name.is_some() || self.since.is_some());
         let census = match counts_elsewhere {
@@ -104,6 +115,7 @@ impl Args {
             gather: self.by_image.then(|| Gather::new(self.models.clone(), self.hold)),
             rows,
             output,
+            files,
             page: Duration::from_millis(if self.format == Format::Table { 1000 } else { 100 }),
             ending: Ending {
                 batch: self.batch.is_some() && !self.follow,
@@ -112,7 +124,7 @@ impl Args {
                 timeout: self.timeout,
             },
             // Where it does not run into the results.
-            progress: Progress::start(self.out.is_some() || self.json || !std::io::stdout().is_terminal()),
+            progress: Progress::start(!self.prints() || !std::io::stdout().is_terminal()),
         })
     }
 
@@ -134,9 +146,14 @@ impl Args {
         }
     }
 
+    /// Whether results are printed on stdout.
+    fn prints(&self) -> bool {
+        self.out.is_none() && self.into.is_empty() && !self.json
+    }
+
     fn output(&self, tally: &mut Tally, rows: &mut Rows) -> anyhow::Result<Option<Writer>> {
         let Some(path) = &self.out else {
-            return Ok((!self.json).then(Writer::stdout));
+            return Ok(self.prints().then(Writer::stdout));
         };
         if self.name.is_none() {
             return Ok(Some(Writer::file(new_file(path)?)));
@@ -145,7 +162,7 @@ impl Args {
             tally.outcome(id, outcome);
         })?;
         if let Some(header) = earlier.header {
-            *rows = Rows::following(header);
+            *rows = Rows::following(&header);
         }
         Ok(Some(Writer::file(earlier.file)))
     }

@@ -101,7 +101,7 @@ fn bad_paths(page: &Page) -> Vec<String> {
 }
 
 fn names_a_file(word: &str) -> bool {
-    const FOLDERS: [&str; 10] = [
+    const FOLDERS: [&str; 11] = [
         ".ci/",
         ".github/",
         "cli/",
@@ -110,6 +110,7 @@ fn names_a_file(word: &str) -> bool {
         "producer/",
         "sandbox/",
         "shared/",
+        "sinks/",
         "tests/",
         "worker/",
     ];

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "results/into.rs"]
+mod into;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{BufRead, BufReader},

@@ -1,8 +1,12 @@
 //! What `pixfleet results` can be told, and what of it contradicts itself.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use pixfleet_shared::{batch::BatchName, result::Outcome};
+use pixfleet_sinks::Kind;
 
 use super::rows::Format;
 use crate::engine::Choice;
@@ -16,6 +20,7 @@ use crate::engine::Choice;
   pixfleet results --batch spring                             every result, then the counts
   pixfleet results --batch spring --by-image --format csv --out spring.csv
   pixfleet results --batch spring --json --timeout 2h         wait for a batch in a script
+  pixfleet results --batch spring --into spring.parquet --into spring.sqlite
   pixfleet results --name warehouse --out warehouse.jsonl     a durable subscriber; run it again to go on
   pixfleet results --since 2h --outcome dead --format table
   pixfleet results --follow --model re_logo
@@ -52,6 +57,10 @@ pub(crate) struct Args {
     /// Write results to this file; a durable subscriber continues it. Default: stdout.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Write results to this file, too, of the kind that its name says: .jsonl, .csv, .parquet or .sqlite; may be given
+    /// several times. Without --out, nothing is printed then. A database is gone on with; of the others, only new ones.
+    #[arg(long, value_name = "FILE", value_parser = results_file)]
+    pub into: Vec<PathBuf>,
     /// One row an image, with what every model saw.
     #[arg(long)]
     pub by_image: bool,
@@ -76,7 +85,7 @@ pub(crate) struct Args {
     pub timeout: Option<Duration>,
     #[command(flatten)]
     pub engine: Choice,
-    /// Print one JSON object with the counts on stdout at the end; results go to --out, or nowhere.
+    /// Print one JSON object with the counts on stdout at the end; results go to --out and --into, or nowhere.
     #[arg(long)]
     pub json: bool,
 }
@@ -96,7 +105,7 @@ impl Args {
                  is written: leave --name out, and give --batch, --since or --follow",
             ));
         }
-        if self.name.is_some() && self.json && self.out.is_none() {
+        if self.name.is_some() && self.json && self.out.is_none() && self.into.is_empty() {
             return Err(misused("--name with --json would take results and write them nowhere: give --out"));
         }
         if self.by_image && self.models.is_empty() && (self.follow || self.batch.is_none()) {
@@ -104,8 +113,40 @@ impl Args {
                 "--by-image does not know when an image is complete: give --models a,b,c, or --batch without --follow",
             ));
         }
-        Ok(())
+        self.into.iter().enumerate().try_for_each(|(at, file)| {
+            let others = self.into[..at].iter().chain(&self.out);
+            self.misuse_of(file, others).map_or(Ok(()), |way_out| Err(misused(&way_out)))
+        })
     }
+
+    /// Why `file` can't be one of --into, if it can't.
+    fn misuse_of<'a>(&self, file: &Path, mut others: impl Iterator<Item = &'a PathBuf>) -> Option<String> {
+        let shown = file.display();
+        if self.by_image {
+            return Some(format!(
+                "--into {shown} takes results, and --by-image makes summaries: give --out for those"
+            ));
+        }
+        if others.any(|other| other == file) {
+            return Some(format!("{shown} is given twice: give each file once"));
+        }
+        match Kind::of(file) {
+            Ok(Kind::Jsonl | Kind::Csv) if self.name.is_some() => Some(format!(
+                "--name goes on in its file, and {shown} would be a new one each time: give --out {shown}, with \
+                 --format jsonl or csv"
+            )),
+            Ok(Kind::Parquet) if self.name.is_some() => Some(format!(
+                "--name goes on in its file, and a Parquet file can't be gone on with: give --into a database \
+                 (.sqlite), or leave --name out and give --batch or --since for {shown}"
+            )),
+            _ => None,
+        }
+    }
+}
+
+fn results_file(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    Kind::of(&path).map(|_| path).map_err(|error| error.to_string())
 }
 
 fn subscriber_name(text: &str) -> Result<String, String> {
@@ -156,6 +197,13 @@ mod tests {
         assert!(args("--since yesterday").unwrap_err().contains("2h"));
         assert!(args("--name a.b").unwrap_err().contains("letters"));
         assert!(args("--batch b --outcome lost").unwrap_err().contains("rejected"));
+        assert!(args("--batch b --into b.xlsx").unwrap_err().contains(".parquet"));
+        assert!(args("--batch b --into b.db --by-image").unwrap_err().contains("--out"));
+        assert!(args("--batch b --into b.db --into b.db").unwrap_err().contains("twice"));
+        assert!(args("--batch b --into b.csv --out b.csv").unwrap_err().contains("twice"));
+        assert!(args("--name n --into b.csv").unwrap_err().contains("--out b.csv"));
+        assert!(args("--name n --into b.parquet").unwrap_err().contains("can't be gone on with"));
+        assert_eq!(args("--name n --json --into b.db").unwrap().into, [PathBuf::from("b.db")]);
         assert_eq!(args("--since 2h").unwrap().since, Some(Duration::from_secs(7200)));
     }
 

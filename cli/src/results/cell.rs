@@ -1,32 +1,10 @@
-//! What a model saw, as the text of one cell. Pure.
+//! What a model saw, as the text of one cell of a summary. Pure.
 
 use pixfleet_shared::result::{Answer, Failure, Label};
-use serde_json::Value;
+use pixfleet_sinks::cell;
 
 /// A label below this confidence is not shown in a summary's cell, unless it is the best one.
 const CONFIDENT: f64 = 0.5;
-
-/// A JSON value as text: a string as it is, anything else as compact JSON.
-pub(crate) fn value(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
-}
-
-/// Every label with its confidence: `kitchen=0.97; dining_room=0.02`.
-pub(crate) fn labels(labels: &[Label]) -> String {
-    let one = |label: &Label| match label.confidence {
-        Some(confidence) => format!("{}={confidence}", label.label),
-        None => label.label.clone(),
-    };
-    labels.iter().map(one).collect::<Vec<_>>().join("; ")
-}
-
-/// A failure in one line: `rejected: the image can't be decoded`.
-pub(crate) fn failure(failure: &Failure) -> String {
-    format!("{}: {}", failure.class, failure.message)
-}
 
 /// The answer in short: its value, or the labels of which the model is confident, and at least the best one.
 /// A failure shows its class in brackets.
@@ -39,7 +17,7 @@ pub(crate) fn short(answer: Option<&Answer>, failure: Option<&Failure>) -> Strin
     };
     let mut parts: Vec<String> =
         answer.labels.iter().enumerate().filter(confident).map(|(_, label)| label.label.clone()).collect();
-    parts.extend(answer.value.as_ref().map(value));
+    parts.extend(answer.value.as_ref().map(cell::value));
     parts.join("; ")
 }
 
@@ -68,10 +46,5 @@ mod tests {
         assert_eq!(short(Some(&score), None), "4.2");
         let failed = Failure { class: "rejected".into(), message: "not an image".into() };
         assert_eq!(short(None, Some(&failed)), "[rejected]");
-    }
-
-    #[test]
-    fn every_label_keeps_its_confidence_in_the_long_form() {
-        assert_eq!(labels(&[label("kitchen", Some(0.97)), label("logo", None)]), "kitchen=0.97; logo");
     }
 }

@@ -1,39 +1,17 @@
 //! Results and summaries as CSV whose header is fixed with its first row, so that it can be streamed.
 //!
-//! Metadata has a column a key, `metadata.<key>`: the named ones or, without names, the first row's. What has no
-//! column of its own travels in the last one, `more`, as a JSON object: nothing is dropped.
+//! Which columns a result has, and what becomes of metadata, is said once for every CSV: in [`pixfleet_sinks::row`].
 
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use pixfleet_shared::result::ImageResult;
-use serde_json::{Map, Value};
+use pixfleet_sinks::row;
+use serde_json::Value;
 
 use super::{cell, gather::Summary, rows::model_columns};
 
-/// The columns of a result, before its metadata.
-pub(crate) const RESULT_COLUMNS: [&str; 17] = [
-    "id",
-    "batch",
-    "image",
-    "source",
-    "provider",
-    "model",
-    "outcome",
-    "label",
-    "confidence",
-    "labels",
-    "value",
-    "error",
-    "sent_at",
-    "duration_ms",
-    "status",
-    "attempt",
-    "cost",
-];
 const SUMMARY_COLUMNS: [&str; 4] = ["batch", "image", "source", "complete"];
-const METADATA: &str = "metadata.";
-const MORE: &str = "more";
 
 /// The waiting rows of a CSV.
 pub(crate) struct CsvRows {
@@ -50,27 +28,15 @@ impl CsvRows {
     }
 
     /// Rows below the `header` of an earlier run.
-    pub(crate) fn following(header: Vec<String>) -> Self {
-        let key = |column: &String| column.strip_prefix(METADATA).map(str::to_owned);
-        let metadata = header.iter().filter_map(key).collect();
-        Self { begun: true, ..Self::new(Some(metadata), Vec::new()) }
-    }
-
-    /// Whether `header` begins a file of results as this build writes them.
-    pub(crate) fn knows(header: &[String]) -> bool {
-        header.len() > RESULT_COLUMNS.len()
-            && header.iter().zip(RESULT_COLUMNS).all(|(column, ours)| column == ours)
-            && header.last().is_some_and(|last| last == MORE)
+    pub(crate) fn following(header: &[String]) -> Self {
+        Self { begun: true, ..Self::new(Some(row::keys(header)), Vec::new()) }
     }
 
     /// Adds a result.
     pub(crate) fn result(&mut self, result: &ImageResult) -> anyhow::Result<()> {
         let keys = self.metadata_keys(&result.metadata);
-        self.begin(&RESULT_COLUMNS.map(str::to_owned), &keys)?;
-        let mut fields = fields(result);
-        let more = metadata_fields(&mut fields, &result.metadata, &keys);
-        fields.push(object(more));
-        Ok(self.writer.write_record(&fields)?)
+        self.begin(&row::COLUMNS, &keys)?;
+        Ok(self.writer.write_record(row::fields(result, &keys))?)
     }
 
     /// Adds summaries; the first ones name the models where nobody did.
@@ -80,11 +46,9 @@ impl CsvRows {
         }
         for summary in summaries {
             let keys = self.metadata_keys(&summary.metadata);
-            let columns: Vec<String> = SUMMARY_COLUMNS
-                .iter()
-                .map(|name| (*name).to_owned())
-                .chain(self.models.iter().cloned())
-                .collect();
+            let models = self.models.clone();
+            let columns: Vec<&str> =
+                SUMMARY_COLUMNS.into_iter().chain(models.iter().map(String::as_str)).collect();
             self.begin(&columns, &keys)?;
             self.writer.write_record(self.summary_fields(summary, &keys))?;
         }
@@ -106,13 +70,13 @@ impl CsvRows {
         ];
         let short = |seen: &super::gather::Seen| cell::short(seen.answer.as_ref(), seen.failure.as_ref());
         fields.extend(self.models.iter().map(|model| summary.find(model).map(short).unwrap_or_default()));
-        let mut more = metadata_fields(&mut fields, &summary.metadata, keys);
+        let mut more = row::metadata_fields(&mut fields, &summary.metadata, keys);
         for seen in &summary.results {
             if !self.models.iter().any(|model| seen.is(model)) {
                 more.insert(format!("{}/{}", seen.provider, seen.model), Value::String(short(seen)));
             }
         }
-        fields.push(object(more));
+        fields.push(row::more(more));
         fields
     }
 
@@ -120,11 +84,9 @@ impl CsvRows {
         self.metadata.get_or_insert_with(|| first.keys().cloned().collect()).clone()
     }
 
-    fn begin(&mut self, columns: &[String], keys: &[String]) -> anyhow::Result<()> {
+    fn begin(&mut self, columns: &[&str], keys: &[String]) -> anyhow::Result<()> {
         if !std::mem::replace(&mut self.begun, true) {
-            let keys = keys.iter().map(|key| format!("{METADATA}{key}"));
-            let header = columns.iter().cloned().chain(keys).chain([MORE.to_owned()]);
-            self.writer.write_record(header.collect::<Vec<_>>())?;
+            self.writer.write_record(row::header(columns.iter().copied(), keys))?;
         }
         Ok(())
     }
@@ -132,50 +94,6 @@ impl CsvRows {
 
 fn writer() -> csv::Writer<Vec<u8>> {
     csv::WriterBuilder::new().buffer_capacity(4096).from_writer(Vec::new())
-}
-
-/// The fields of [`RESULT_COLUMNS`]; what does not apply is empty.
-fn fields(result: &ImageResult) -> Vec<String> {
-    fn text<T: ToString>(value: Option<T>) -> String {
-        value.map_or_else(String::new, |value| value.to_string())
-    }
-    let labels = result.answer.as_ref().map_or(&[][..], |answer| &answer.labels);
-    let value = result.answer.as_ref().and_then(|answer| answer.value.as_ref());
-    let call = result.call.as_ref();
-    vec![
-        result.id.to_string(),
-        result.batch.to_string(),
-        result.image.clone(),
-        result.source.clone().unwrap_or_default(),
-        result.provider.clone(),
-        result.model.clone(),
-        result.outcome.as_str().to_owned(),
-        labels.first().map(|label| label.label.clone()).unwrap_or_default(),
-        text(labels.first().and_then(|label| label.confidence)),
-        cell::labels(labels),
-        value.map(cell::value).unwrap_or_default(),
-        result.failure.as_ref().map(cell::failure).unwrap_or_default(),
-        text(call.map(|call| call.sent_at)),
-        text(call.map(|call| call.duration_ms)),
-        text(call.and_then(|call| call.status)),
-        text(call.map(|call| call.attempt)),
-        text(call.map(|call| call.cost)),
-    ]
-}
-
-/// Adds the metadata that has a column of its own, and returns the rest.
-fn metadata_fields(
-    fields: &mut Vec<String>,
-    metadata: &BTreeMap<String, String>,
-    keys: &[String],
-) -> Map<String, Value> {
-    fields.extend(keys.iter().map(|key| metadata.get(key).cloned().unwrap_or_default()));
-    let rest = metadata.iter().filter(|(key, _)| !keys.contains(key));
-    rest.map(|(key, value)| (key.clone(), Value::String(value.clone()))).collect()
-}
-
-fn object(more: Map<String, Value>) -> String {
-    if more.is_empty() { String::new() } else { Value::Object(more).to_string() }
 }
 
 #[cfg(test)]
@@ -213,8 +131,8 @@ mod tests {
         let first = rows.drain().unwrap();
         let header: Vec<String> =
             csv::Reader::from_reader(&first[..]).headers().unwrap().iter().map(str::to_owned).collect();
-        assert!(CsvRows::knows(&header));
-        let mut rows = CsvRows::following(header);
+        assert!(row::knows(&header));
+        let mut rows = CsvRows::following(&header);
         rows.result(&with("2", &[("city", "Riga"), ("price", "20")])).unwrap();
         let both = [first, rows.drain().unwrap()].concat();
         let rows: Vec<BTreeMap<String, String>> =

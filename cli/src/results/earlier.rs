@@ -8,9 +8,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use pixfleet_shared::{id::Id, result::Outcome};
+use pixfleet_sinks::row;
 use serde::Deserialize;
 
-use super::{csv_rows::CsvRows, rows::Format};
+use super::rows::Format;
 
 /// A line above this size is no result of ours.
 const MAX_LINE_BYTES: u64 = 64 << 20;
@@ -88,7 +89,7 @@ fn records(file: &File, known: &mut dyn FnMut(Id, Outcome)) -> anyhow::Result<(u
     if !ends_in_newline(file, reader.position().byte())? {
         return Ok((0, None));
     }
-    if !CsvRows::knows(&header) {
+    if !row::knows(&header) {
         bail!("its header is not the one that this version writes");
     }
     let mut record = csv::StringRecord::new();

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ending::{Ended, Ending, Standing},
+    files::Files,
     gather::Gather,
     progress::Progress,
     report::Report,
@@ -51,6 +52,8 @@ pub(crate) struct Reader {
     pub rows: Rows,
     /// Where they go; nowhere when only the counts are wanted.
     pub output: Option<Writer>,
+    /// Files that get the results, too.
+    pub files: Option<Files>,
     /// How long rows may wait before they are written.
     pub page: Duration,
     /// What ends the reader.
@@ -92,7 +95,12 @@ impl Reader {
         };
         let ended = match run.read(&*queue, &stop).await {
             Err(error) if output_closed(&error) => Ended::OutputClosed,
-            ended => ended?,
+            Err(error) => {
+                // What was read by then is read by others all the same; the first error is the one that is told.
+                let _ = timeout(LAST_WRITE, run.reader.finish_files()).await;
+                return Err(error);
+            }
+            Ok(ended) => ended,
         };
         run.finish(ended, &stop).await
     }
@@ -144,7 +152,7 @@ impl Run {
                         if self.reader.show.wants(&announcement)
                             && let Announcement::Result(result, _) = announcement
                         {
-                            self.row(&result)?;
+                            self.row(*result)?;
                         }
                     }
                 }
@@ -165,31 +173,30 @@ impl Run {
         }
     }
 
-    fn row(&mut self, result: &ImageResult) -> anyhow::Result<()> {
-        match &mut self.reader.gather {
-            Some(gather) => {
-                let summaries = gather.add(result);
-                self.reader.rows.summaries(&summaries)
-            }
-            None => self.reader.rows.result(result),
+    fn row(&mut self, result: ImageResult) -> anyhow::Result<()> {
+        let Reader { gather, rows, output, files, .. } = &mut self.reader;
+        match gather {
+            Some(gather) => rows.summaries(&gather.add(&result))?,
+            None if output.is_some() => rows.result(&result)?,
+            None => {}
         }
+        if let Some(files) = files {
+            files.push(result);
+        }
+        Ok(())
     }
 
-    /// Writes the waiting rows, then commits: in this order, a crash in between costs a repetition and no result.
+    /// Writes what waits, then commits: in this order, a crash in between costs a repetition and no result.
     async fn write(&mut self, stop: &CancellationToken) -> anyhow::Result<()> {
         self.last_write = Instant::now();
-        if self.reader.rows.waiting() > 0 {
-            let bytes = self.reader.rows.drain()?;
-            if let Some(output) = &self.reader.output {
-                let patience = async {
-                    stop.cancelled().await;
-                    tokio::time::sleep(LAST_WRITE).await;
-                };
-                tokio::select! {
-                    written = output.write(bytes, self.reader.source.forgets()) => written?,
-                    () = patience => anyhow::bail!("the output takes no more rows; what it did not take comes again"),
-                }
-            }
+        let patience = async {
+            stop.cancelled().await;
+            tokio::time::sleep(LAST_WRITE).await;
+        };
+        let sync = self.reader.source.forgets();
+        tokio::select! {
+            written = self.reader.hand_over(sync) => written?,
+            () = patience => anyhow::bail!("the output takes no more rows; what it did not take comes again"),
         }
         if self.uncommitted > 0 {
             self.uncommitted = 0;
@@ -208,17 +215,18 @@ impl Run {
             let last = self.reader.gather.as_mut().map(|gather| gather.finish(complete));
             self.reader.rows.summaries(&last.unwrap_or_default())?;
             // A bound of its own: the interruption may be why we are here.
-            timeout(LAST_WRITE * 2, self.write(stop))
-                .await
-                .context("the last rows could not be written")??;
+            let last = timeout(LAST_WRITE * 2, self.write(stop)).await;
+            last.context("the last rows could not be written").flatten()?;
         }
+        let written = self.reader.written();
+        self.reader.finish_files().await?;
         self.reader.progress.end();
         Ok(Report {
             batch: self.reader.show.batch.clone(),
             ended,
             complete,
             counts,
-            written: if self.reader.output.is_some() { self.reader.rows.total() } else { 0 },
+            written,
             repeated: self.repeated,
             elsewhere: self.elsewhere,
             calls: self.totals().statistics(),

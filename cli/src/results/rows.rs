@@ -48,7 +48,7 @@ impl Rows {
     }
 
     /// Rows that follow those of an earlier run, whose CSV header was `header`.
-    pub(crate) fn following(header: Vec<String>) -> Self {
+    pub(crate) fn following(header: &[String]) -> Self {
         Self { kind: Kind::Csv(Box::new(CsvRows::following(header))), waiting: 0, total: 0 }
     }
 

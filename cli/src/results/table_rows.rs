@@ -5,6 +5,7 @@
 //! the terminal takes a narrower form, under a header of its own.
 
 use pixfleet_shared::result::ImageResult;
+use pixfleet_sinks::cell::failure;
 
 use super::{
     cell,
@@ -49,7 +50,7 @@ impl TableRows {
     /// Adds a result.
     pub(crate) fn result(&mut self, result: &ImageResult) {
         let answer = cell::short(result.answer.as_ref(), None);
-        let answer = result.failure.as_ref().map_or(answer, cell::failure);
+        let answer = result.failure.as_ref().map_or(answer, failure);
         let ms = result.call.as_ref().map_or_else(String::new, |call| format!("{:.0}", call.duration_ms));
         let row = [result.outcome.as_str(), &result.image, &result.provider, &result.model, &answer, &ms];
         let page = self.page.get_or_insert_with(|| Page {
