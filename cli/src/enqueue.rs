@@ -1,7 +1,7 @@
 //! `pixfleet enqueue`: manifests of images become jobs on the queue, confirmed, each once.
 
 mod report;
-mod view;
+pub(crate) mod view;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 

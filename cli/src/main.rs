@@ -13,6 +13,7 @@ mod health;
 mod order;
 mod output;
 mod results;
+mod run;
 mod sandbox;
 mod schemas;
 mod worker;
@@ -36,6 +37,7 @@ use crate::{
     max_term_width = 120,
     after_help = "EXAMPLES
   pixfleet demo                              the whole way on one machine, against a sandbox
+  pixfleet run images.csv --provider restb --models re_logo --out answers.csv    the same against an API
   pixfleet config example > pixfleet.toml    a settings file to start from
   pixfleet enqueue images.csv --provider restb --models re_roomtype_global_v2 --batch spring
   pixfleet worker                            as many as you like, under one limit
@@ -43,7 +45,7 @@ use crate::{
 
 EXIT CODES
   0 done    1 failed    2 wrong command line or settings    3 done, but for bad manifest rows
-  4 ended before everything was done; what is left is still in the queue"
+  4 ended before everything was done; what is left is still in the queue, or in the state file"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -54,6 +56,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Role {
+    Run(Box<run::Args>),
     Enqueue(Box<enqueue::Args>),
     Worker(worker::Args),
     Results(Box<results::Args>),
@@ -66,15 +69,19 @@ enum Role {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    run(cli).unwrap_or_else(|error| Exit::of_error(&error, &mut std::io::stderr()).into())
+    play(cli).unwrap_or_else(|error| Exit::of_error(&error, &mut std::io::stderr()).into())
 }
 
-fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+fn play(cli: Cli) -> anyhow::Result<ExitCode> {
     let sources = cli.sources;
     match cli.role {
         Role::Config(args) => config::run(args, &sources),
         Role::Schemas(args) => schemas::run(&args),
         Role::Health(args) => runtime()?.block_on(health::run(args, &sources)),
+        Role::Run(args) => {
+            let (loaded, provider) = sources.load_with_provider(args.provider())?;
+            start(&loaded.quiet_log(), run::run(*args, loaded, provider))
+        }
         Role::Enqueue(args) => {
             let (loaded, catalog) = sources.load_with_providers(Keys::NotNeeded)?;
             start(&loaded.quiet_log(), enqueue::run(*args, loaded, catalog))

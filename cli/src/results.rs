@@ -47,6 +47,7 @@ use crate::{
 pub(crate) use self::sample::sample;
 pub(crate) use self::{
     args::Args,
+    calls::CallStatistics,
     gather::{Gather, Summary},
     seen::Sight,
     source::Source,

@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use pixfleet_shared::settings::{Document, Problem, Problems};
-use pixfleet_worker::provider::{Catalog, Source};
+use pixfleet_shared::settings::{Document, Problem, Problems, nearest};
+use pixfleet_worker::provider::{Catalog, Provider, Source, preset_names};
 
 use super::{Config, Log, environment, fields, secrets};
 
@@ -69,6 +69,15 @@ impl Sources {
     /// Everything that is wrong in any of them; where keys are needed, one that is not there.
     pub(crate) fn load_with_providers(&self, keys: Keys) -> Result<(Loaded, Catalog), Problems> {
         self.gather(&environment(), Path::new(".")).read_with_providers(keys)
+    }
+
+    /// Reads all sources, and compiles the one provider that a command on this machine is about: `name`, or the only one
+    /// of the settings. A preset needs no table of its own.
+    ///
+    /// # Errors
+    /// Everything that is wrong in any of them, its key that is not there, or a name that is no provider's.
+    pub(crate) fn load_with_provider(&self, name: Option<&str>) -> Result<(Loaded, Provider), Problems> {
+        self.gather(&environment(), Path::new(".")).read_with_provider(name)
     }
 
     /// Every source laid over the other, with this environment and working directory.
@@ -155,6 +164,16 @@ impl Gathered {
         }
     }
 
+    pub(super) fn read_with_provider(self, name: Option<&str>) -> Result<(Loaded, Provider), Problems> {
+        let folder = self.folder.clone();
+        let loaded = self.read()?;
+        let provider = chosen(&loaded.document, name)?;
+        let own = loaded.document.subtable(&format!("providers.\"{provider}\""));
+        let own = own.unwrap_or_else(|| Document::empty("settings"));
+        let provider = Provider::load(&provider, &own, Source::process(&folder))?;
+        Ok((loaded, provider))
+    }
+
     fn catalog(&self, keys: Keys) -> Result<Catalog, Problems> {
         if keys == Keys::Needed {
             return Catalog::load(&self.document, Source::process(&self.folder));
@@ -170,6 +189,40 @@ impl Gathered {
         let source = Source { env: &|_| Some("not needed".to_owned()), folder: &self.folder };
         Catalog::load(&document, source)
     }
+}
+
+/// The name of the provider that is meant.
+fn chosen(document: &Document, name: Option<&str>) -> Result<String, Problem> {
+    let tables = document.subtable("providers");
+    let known: Vec<&str> = tables.iter().flat_map(Document::keys).collect();
+    let presets: Vec<&str> = preset_names().collect();
+    let refused = |message: String| Err(Problem::of("--provider", message));
+    let Some(name) = name else {
+        return match known.as_slice() {
+            [only] => Ok((*only).to_owned()),
+            [] => refused(format!(
+                "the settings name no provider: give --provider, one of the presets {}, or describe your own \
+                 (docs/providers.md)",
+                presets.join(", ")
+            )),
+            several => {
+                refused(format!("the settings name several: say which, --provider {}", several.join("|")))
+            }
+        };
+    };
+    if known.contains(&name) || presets.contains(&name) {
+        return Ok(name.to_owned());
+    }
+    let meant = match nearest(name, known.iter().chain(&presets).copied()) {
+        Some(meant) => format!("did you mean `{meant}`? "),
+        None => String::new(),
+    };
+    let of_settings = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    refused(format!(
+        "there is no provider `{name}`: {meant}presets: {}; of the settings: {of_settings}. Describe your own in \
+         [providers.{name}] (docs/providers.md)",
+        presets.join(", ")
+    ))
 }
 
 fn environment() -> Vec<(OsString, OsString)> {

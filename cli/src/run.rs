@@ -1,0 +1,239 @@
+//! `pixfleet run`: the whole job on one machine, in one process, with no server.
+//!
+//! A run is a producer, a worker and a collector over one state file: `names` calls the things by their names, `reach`
+//! looks whether the API is there, `parts` starts them and ends them in their order, `collect` takes results to the
+//! outputs, `meter` and `view` show how it goes, and `report` says what came of it.
+
+mod collect;
+mod meter;
+mod names;
+mod parts;
+mod reach;
+mod report;
+mod view;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use anyhow::bail;
+use pixfleet_producer::{Order, Tally, plan::Plan, record::Identity};
+use pixfleet_shared::{
+    batch::BatchName,
+    embedded::{BatchCounts, Embedded},
+    job::Priority,
+};
+use pixfleet_sinks::Kind;
+use pixfleet_worker::{Board, provider::Provider};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Config, Loaded},
+    engine::engines_of,
+    enqueue::{STATE_FILE, record_within, view::say},
+    exit::Exit,
+    order::{Ask, Rows, ambient_trace, on_terminal},
+    worker::on_signal,
+};
+
+use self::{
+    collect::Collector,
+    meter::Meter,
+    parts::Ended,
+    report::{Frame, Report},
+    view::{Style, View},
+};
+
+/// Do the whole job on this machine: ask a provider about images, and collect the answers in files
+///
+/// Nothing has to be installed: jobs, limits and what is settled are kept in one state file beside the output. A run
+/// that was stopped or killed goes on by the same command; nothing that was answered is paid for again, and each
+/// result is in the output once.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "EXAMPLES
+  pixfleet run images.csv --provider restb --models re_roomtype_global_v2,re_logo
+  pixfleet run images.csv --provider restb --models re_logo --out spring.csv --out spring.parquet --batch spring
+  pixfleet run scans/ --provider rapidocr --out texts.jsonl
+  pixfleet run export.csv.gz --column id=listing,url=photo --provider restb --models re_logo --json --quiet
+
+Outputs are .jsonl, .csv, .parquet or .sqlite files. Ctrl-C drains: calls in flight are finished, and
+the same command goes on later; a second Ctrl-C stops at once, and so it goes on, too.
+
+EXIT CODES
+  0 every image has its results    1 failed    3 all but bad rows    4 stopped; run it again to go on")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    rows: Rows,
+    /// The provider: a preset, or one of the settings [default: the only one of the settings]
+    #[arg(long, value_name = "NAME")]
+    provider: Option<String>,
+    #[command(flatten)]
+    ask: Ask,
+    /// A file for the results, .jsonl, .csv, .parquet or .sqlite (repeat it) [default: <batch>.jsonl]
+    #[arg(long, value_name = "FILE")]
+    out: Vec<PathBuf>,
+    /// The run's name: letters, digits, `-` and `_` [default: that of the manifest]
+    #[arg(long, value_name = "NAME")]
+    batch: Option<BatchName>,
+    /// The file that keeps the state of the run [default: <batch>.pixfleet, beside the output]
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// Print one JSON line at the end
+    #[arg(long)]
+    json: bool,
+    /// No progress
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+impl Args {
+    /// The provider that is asked for.
+    pub(crate) fn provider(&self) -> Option<&str> {
+        self.provider.as_deref()
+    }
+}
+
+/// Runs, and reports.
+///
+/// # Errors
+/// What is wrong with the order, the API, a file or a disk. What was answered until then is kept.
+pub(crate) async fn run(args: Args, loaded: Loaded, provider: Provider) -> anyhow::Result<ExitCode> {
+    let task = Task::of(&args, loaded.config, provider)?;
+    let stop = on_signal()?;
+    reach::check(&task.provider).await?;
+    let embedded = Embedded::open(&task.state).await?;
+    let ended = task.run(&args, &embedded, stop).await;
+    let counts = embedded.store().batch(&task.batch).await;
+    embedded.close().await;
+    let ended = ended?;
+    let counts = match (counts, ended.why) {
+        (Ok(Some(counts)), why) => (counts, why),
+        // Nothing came of it, and why is all that there is to say.
+        (_, Some(why)) => return Err(why),
+        (Err(error), None) => return Err(error.into()),
+        (Ok(None), None) => bail!("the state file does not know its own batch"),
+    };
+    conclude(&task, &args, counts, ended.tally)
+}
+
+fn conclude(
+    task: &Task,
+    args: &Args,
+    (counts, why): (BatchCounts, Option<anyhow::Error>),
+    tally: Tally,
+) -> anyhow::Result<ExitCode> {
+    let frame = Frame {
+        tally,
+        stopped: why.as_ref().map(|why| format!("{why:#}")),
+        currency: task.provider.tariff().currency.clone(),
+        outputs: task.outputs.clone(),
+        state: task.state.clone(),
+    };
+    let report = Report::of(counts, frame);
+    report.print(args.json)?;
+    match why {
+        Some(why) => Err(why),
+        None if !report.complete => {
+            say("stopped; run the same command again to go on");
+            Ok(Exit::WorkLeft.into())
+        }
+        None if report.bad_rows > 0 => Ok(Exit::RowsLeftOut.into()),
+        None => Ok(Exit::Done.into()),
+    }
+}
+
+/// Everything that a run is told, checked before anything is begun.
+struct Task {
+    batch: BatchName,
+    plan: Plan,
+    provider: Arc<Provider>,
+    config: Config,
+    outputs: Vec<PathBuf>,
+    state: PathBuf,
+}
+
+impl Task {
+    fn of(args: &Args, mut config: Config, provider: Provider) -> anyhow::Result<Self> {
+        let batch = match &args.batch {
+            Some(batch) => batch.clone(),
+            None => names::batch(&args.rows.manifests)?,
+        };
+        let plan = args.ask.plan(&provider, &config.enqueue)?;
+        // A call that no limit will ever let go would wait for ever.
+        pixfleet_producer::forecast(&plan, &provider.limits(), 0)?;
+        let outputs = names::outputs(&args.out, &batch);
+        let state = args.state.clone().unwrap_or_else(|| names::state(&outputs, &batch));
+        check_files(&args.rows, &outputs, &state)?;
+        if config.worker.fetch.roots.is_empty() {
+            // Whoever runs this names the files, and may read them anyway.
+            config.worker.fetch.roots = vec![PathBuf::from("/")];
+        }
+        Ok(Self { batch, plan, provider: Arc::new(provider), config, outputs, state })
+    }
+
+    /// Opens everything, then starts the parts and sees them to their end.
+    async fn run(&self, args: &Args, embedded: &Embedded, stop: CancellationToken) -> anyhow::Result<Ended> {
+        let manifest = args.rows.open(true)?;
+        let identity = Identity::new(&self.batch, &self.plan, Priority::Normal, STATE_FILE);
+        let record = record_within(embedded, &identity).await?;
+        let mut collectors = Vec::new();
+        for output in &self.outputs {
+            collectors.push(Collector::open(embedded.store().clone(), &self.batch, output).await?);
+        }
+        let board = Arc::new(Board::default());
+        let shown = CancellationToken::new();
+        let view = tokio::spawn(self.view(args, embedded, &board).show(stop.clone(), shown.clone()));
+        let order = Order {
+            batch: self.batch.clone(),
+            priority: Priority::Normal,
+            plan: self.plan.clone(),
+            trace: Some(ambient_trace()),
+            bad_rows: args.rows.bad_rows.clone(),
+            same_manifest: true,
+        };
+        let job = parts::Job {
+            provider: self.provider.clone(),
+            config: &self.config,
+            batch: &self.batch,
+            engines: engines_of(embedded),
+            store: embedded.store().clone(),
+            board,
+        };
+        let ended = job.run(manifest, record, order, collectors, stop.child_token()).await;
+        shown.cancel();
+        let _ = view.await;
+        Ok(ended)
+    }
+
+    fn view(&self, args: &Args, embedded: &Embedded, board: &Arc<Board>) -> View {
+        let models = self.plan.calls().iter().map(Vec::len).max().unwrap_or(1);
+        View {
+            style: match (args.quiet, on_terminal()) {
+                (true, _) => Style::None,
+                (false, true) => Style::Live,
+                (false, false) => Style::Lines,
+            },
+            store: embedded.store().clone(),
+            batch: self.batch.clone(),
+            board: board.clone(),
+            meter: Meter::new(&self.provider, u32::try_from(models).unwrap_or(u32::MAX)),
+        }
+    }
+}
+
+/// Files that would overwrite each other, or the manifest, are refused before anything is begun.
+fn check_files(rows: &Rows, outputs: &[PathBuf], state: &Path) -> anyhow::Result<()> {
+    let mut named = BTreeSet::from([std::path::absolute(state)?]);
+    rows.not_an_input(state, "--state")?;
+    for output in outputs {
+        Kind::of(output)?;
+        rows.not_an_input(output, "--out")?;
+        if !named.insert(std::path::absolute(output)?) {
+            bail!("{} is named twice: give every output, and the state, a file of its own", output.display());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,186 @@
+//! Takes the results of a run from its state file to its outputs, each once, whatever kills it in between.
+//!
+//! Beside its position in the log an output's reader keeps the output's mark, how much of the file is committed. After
+//! a crash the file is cut to the mark and goes on from the position: what was written and not committed comes again,
+//! to the place where it was.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use pixfleet_shared::{
+    batch::BatchName,
+    embedded::Store,
+    queue::Filter,
+    result::{Announcement, ImageResult},
+};
+use pixfleet_sinks::{Begin, Mark, Options, Sink, SinkError};
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+
+/// Results that are read at once.
+const PAGE: usize = 512;
+/// What is written is on the disk, and kept as such, this often.
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+
+/// One output, and how far it is.
+pub(super) struct Collector {
+    store: Arc<Store>,
+    batch: BatchName,
+    /// The name of its reader in the state file.
+    reader: String,
+    path: PathBuf,
+    sink: Sink,
+    position: i64,
+}
+
+impl Collector {
+    /// Opens an output where an earlier run left it, or begins it.
+    ///
+    /// # Errors
+    /// When the file is somebody else's, or was changed meanwhile.
+    pub(super) async fn open(store: Arc<Store>, batch: &BatchName, path: &Path) -> anyhow::Result<Self> {
+        let reader = reader_of(store.path(), path);
+        let (position, begin) = match store.reader(&reader).await? {
+            Some((position, note)) => (position, Begin::After(mark(note.as_deref())?)),
+            None => (0, Begin::New),
+        };
+        if matches!(begin, Begin::New) && !holds_something(path) {
+            // Before the first byte: a file that this run began is known as such, however soon it is killed.
+            keep(&store, &reader, 0, Mark::default()).await?;
+        }
+        let own = path.to_owned();
+        let opened = spawn_blocking(move || open(&own, begin)).await?;
+        let (sink, anew) = opened.with_context(|| match begin {
+            Begin::New => format!("this run (state: {}) did not begin that file", store.path().display()),
+            Begin::After(_) => "the output of an earlier run can't be gone on with".to_owned(),
+        })?;
+        let position = if anew || sink.replays() { 0 } else { position };
+        Ok(Self { store, batch: batch.clone(), reader, path: path.to_owned(), sink, position })
+    }
+
+    /// Collects until everything is here that was published when `last` was said, and makes the file whole.
+    ///
+    /// # Errors
+    /// What the output's disk said. What was committed before stays, and a next run goes on from there.
+    pub(super) async fn run(mut self, last: CancellationToken) -> anyhow::Result<()> {
+        let mut news = self.store.published();
+        let mut committed = Instant::now();
+        let mut uncommitted = false;
+        loop {
+            news.borrow_and_update();
+            // Looked at before the page: what was published before it was said is in this page or a later one.
+            let ending = last.is_cancelled();
+            let more = self.page().await?;
+            uncommitted |= more;
+            if uncommitted && committed.elapsed() >= COMMIT_EVERY {
+                self.commit().await?;
+                (committed, uncommitted) = (Instant::now(), false);
+            }
+            match (more, ending) {
+                (true, _) => {}
+                (false, true) => break,
+                (false, false) => {
+                    let soon = COMMIT_EVERY.saturating_sub(committed.elapsed());
+                    tokio::select! {
+                        changed = news.changed() => changed.context("the state file is closed")?,
+                        () = tokio::time::sleep(soon), if uncommitted => {}
+                        () = last.cancelled() => {}
+                    }
+                }
+            }
+        }
+        self.finish().await
+    }
+
+    /// Writes one page of the log; answers whether there was something.
+    async fn page(&mut self) -> anyhow::Result<bool> {
+        let filter = Filter { batch: Some(self.batch.clone()), ..Filter::default() };
+        let (announcements, end) = self.store.log(self.position, PAGE, filter).await?;
+        if end == self.position {
+            return Ok(false);
+        }
+        let results: Vec<ImageResult> = announcements
+            .into_iter()
+            .filter_map(|announcement| match announcement {
+                Announcement::Result(result, _) => Some(*result),
+                Announcement::Batch(_) => None,
+            })
+            .collect();
+        self.with_sink(|sink| sink.write(&results))?;
+        self.position = end;
+        Ok(true)
+    }
+
+    async fn commit(&mut self) -> anyhow::Result<()> {
+        if self.sink.replays() {
+            return Ok(());
+        }
+        let mark = self.with_sink(Sink::commit)?;
+        keep(&self.store, &self.reader, self.position, mark).await
+    }
+
+    async fn finish(mut self) -> anyhow::Result<()> {
+        // The mark first: a file that is finished and not kept as such is cut to it and goes on.
+        self.commit().await?;
+        let Self { sink, store, reader, position, .. } = self;
+        let mark = spawn_blocking(move || sink.finish()).await??;
+        keep(&store, &reader, position, mark).await
+    }
+
+    /// Does one thing to the sink; the runtime is told that a disk may block it.
+    fn with_sink<T>(&mut self, act: impl FnOnce(&mut Sink) -> Result<T, SinkError>) -> anyhow::Result<T> {
+        tokio::task::block_in_place(|| act(&mut self.sink))
+            .with_context(|| format!("results can't be collected into {}", self.path.display()))
+    }
+}
+
+async fn keep(store: &Store, reader: &str, position: i64, mark: Mark) -> anyhow::Result<()> {
+    Ok(store.commit_reader(reader, position, serde_json::to_string(&mark)?).await?)
+}
+
+fn holds_something(path: &Path) -> bool {
+    path.metadata().is_ok_and(|file| file.len() > 0)
+}
+
+/// The sink, and whether it begins anew although an earlier run had begun it: somebody took its file away.
+fn open(path: &Path, begin: Begin) -> Result<(Sink, bool), SinkError> {
+    match (Sink::open(path, begin, &Options::default()), begin) {
+        (Err(SinkError::Gone { .. }), Begin::After(_)) => {
+            Ok((Sink::open(path, Begin::New, &Options::default())?, true))
+        }
+        (opened, _) => Ok((opened?, false)),
+    }
+}
+
+fn mark(note: Option<&str>) -> anyhow::Result<Mark> {
+    match note.map(serde_json::from_str) {
+        Some(Ok(mark)) => Ok(mark),
+        _ => bail!("the state file does not say how far an output is: give another --state"),
+    }
+}
+
+/// The reader of an output: the way to it from the state file, so that both can be moved together.
+fn reader_of(state: &Path, output: &Path) -> String {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let (state, output) = (absolute(state), absolute(output));
+    let beside = state.parent().and_then(|folder| output.strip_prefix(folder).ok());
+    format!("output {}", beside.unwrap_or(&output).display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_beside_the_state_is_known_wherever_both_are_moved() {
+        let reader = |state: &str, output: &str| reader_of(Path::new(state), Path::new(output));
+        assert_eq!(reader("/a/s.pixfleet", "/a/out/r.csv"), "output out/r.csv");
+        assert_eq!(reader("/b/s.pixfleet", "/b/out/r.csv"), "output out/r.csv");
+        assert_eq!(reader("/a/s.pixfleet", "/elsewhere/r.csv"), "output /elsewhere/r.csv");
+        assert_eq!(reader("s.pixfleet", "r.csv"), "output r.csv");
+    }
+}

@@ -1,0 +1,218 @@
+//! The parts of a run, from their start to their end: a producer, a worker, and a collector for each output.
+//!
+//! They end in the order in which an image passes them. The producer and the worker are told to stop together; once
+//! both have, nothing more is published, and the collectors are told that the next end of the log is the last one.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::anyhow;
+use pixfleet_producer::{Order, Stopped, Summary, Tally, Why, manifest::Manifest, record::Record};
+use pixfleet_shared::{batch::BatchName, embedded::Store};
+use pixfleet_worker::{Board, Engines, Refusal, RunError, provider::Provider};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::collect::Collector;
+use crate::config::Config;
+
+/// How often the counts are looked at, to know the end.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What the parts work with.
+pub(super) struct Job<'a> {
+    pub(super) provider: Arc<Provider>,
+    pub(super) config: &'a Config,
+    pub(super) batch: &'a BatchName,
+    pub(super) engines: Engines,
+    pub(super) store: Arc<Store>,
+    pub(super) board: Arc<Board>,
+}
+
+/// How the parts ended.
+pub(super) struct Ended {
+    /// What became of the manifest's rows.
+    pub(super) tally: Tally,
+    /// What went wrong first; none for a run that is complete, or was asked to stop.
+    pub(super) why: Option<anyhow::Error>,
+}
+
+/// How one part ended.
+enum Part {
+    Enqueued(Result<Summary, Box<Stopped>>),
+    Worked(Result<(), RunError>),
+    Collected(anyhow::Result<()>),
+}
+
+/// The parts that are under way.
+struct Parts {
+    tasks: JoinSet<Part>,
+    /// Stops the producer and the worker.
+    halt: CancellationToken,
+    /// Nothing more is published.
+    last: CancellationToken,
+    enqueued: Option<Tally>,
+    working: Working,
+    why: Option<anyhow::Error>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Working {
+    /// Not before the manifest has shown to be the batch's: nothing is spent on another one's jobs.
+    NotYet,
+    Now,
+    Over,
+}
+
+impl Job<'_> {
+    /// Starts the parts and sees them to their end: every result is there, `halt`, or something went wrong.
+    pub(super) async fn run(
+        &self,
+        manifest: Manifest,
+        record: Record,
+        order: Order,
+        collectors: Vec<Collector>,
+        halt: CancellationToken,
+    ) -> Ended {
+        let (progress, mut chunks) = watch::channel(Tally::default());
+        let mut parts = Parts {
+            tasks: JoinSet::new(),
+            halt,
+            last: CancellationToken::new(),
+            enqueued: None,
+            working: Working::NotYet,
+            why: None,
+        };
+        self.start_enqueuing(&mut parts, manifest, record, order, progress);
+        for collector in collectors {
+            let last = parts.last.clone();
+            parts.tasks.spawn(async move { Part::Collected(collector.run(last).await) });
+        }
+        let mut refusals = self.board.refusals();
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                Some(ended) = parts.tasks.join_next() => parts.note(ended),
+                moved = chunks.changed(), if parts.working == Working::NotYet => if moved.is_ok() {
+                    self.start_working(&mut parts);
+                },
+                Ok(()) = refusals.changed(), if !parts.halted() => {
+                    let refusal = refusals.borrow_and_update().clone();
+                    parts.fail(refusal.map_or_else(|| anyhow!("the provider refuses"), |refusal| refused(&refusal)));
+                }
+                failure = self.store.failed(), if !parts.halted() => parts.fail(failure.into()),
+                _ = tick.tick(), if parts.enqueued.is_some() && !parts.halted() => {
+                    if self.is_complete().await {
+                        parts.halt.cancel();
+                    }
+                }
+            }
+            if parts.enqueued.is_some() && parts.working == Working::NotYet && !parts.halted() {
+                // All of it was there already: what is left of it is worked on.
+                self.start_working(&mut parts);
+            }
+            if parts.nothing_more_is_published() {
+                parts.last.cancel();
+            }
+            if parts.tasks.is_empty() {
+                break;
+            }
+        }
+        Ended { tally: parts.enqueued.unwrap_or_default(), why: parts.why }
+    }
+
+    fn start_enqueuing(
+        &self,
+        parts: &mut Parts,
+        manifest: Manifest,
+        record: Record,
+        order: Order,
+        progress: watch::Sender<Tally>,
+    ) {
+        let (queue, config, halt) =
+            (self.engines.queue.clone(), self.config.enqueue.clone(), parts.halt.clone());
+        parts.tasks.spawn(async move {
+            let enqueuing =
+                pixfleet_producer::enqueue(queue, manifest, record, order, &config, halt, &progress);
+            Part::Enqueued(enqueuing.await)
+        });
+    }
+
+    fn start_working(&self, parts: &mut Parts) {
+        parts.working = Working::Now;
+        let working = pixfleet_worker::run(
+            self.config.worker.clone(),
+            vec![self.provider.clone()],
+            self.engines.clone(),
+            self.board.clone(),
+            None,
+            parts.halt.clone(),
+        );
+        parts.tasks.spawn(async move { Part::Worked(working.await.map(drop)) });
+    }
+
+    async fn is_complete(&self) -> bool {
+        matches!(self.store.batch(self.batch).await, Ok(Some(counts)) if counts.complete())
+    }
+}
+
+impl Parts {
+    fn note(&mut self, ended: Result<Part, JoinError>) {
+        match ended {
+            Ok(Part::Enqueued(Ok(summary))) => {
+                self.enqueued = Some(summary.tally);
+                if summary.batch_jobs == 0 {
+                    self.fail(anyhow!(
+                        "the manifest holds no image: give a file with at least one row, or a folder with pictures"
+                    ));
+                }
+            }
+            Ok(Part::Enqueued(Err(stopped))) => {
+                self.enqueued = Some(stopped.summary.tally);
+                match stopped.why {
+                    Why::Interrupted => self.halt.cancel(),
+                    _ => self.fail(anyhow!("{stopped}")),
+                }
+            }
+            Ok(Part::Worked(worked)) => {
+                self.working = Working::Over;
+                if let Err(error) = worked {
+                    self.fail(error.into());
+                }
+            }
+            Ok(Part::Collected(Ok(()))) => {}
+            Ok(Part::Collected(Err(error))) => self.fail(error),
+            Err(panic) => {
+                self.enqueued.get_or_insert_default();
+                self.working = Working::Over;
+                self.fail(
+                    anyhow::Error::from(panic).context("a part of the run ended badly; see the log above"),
+                );
+            }
+        }
+    }
+
+    /// What went wrong first counts; what follows from it does not.
+    fn fail(&mut self, why: anyhow::Error) {
+        self.why.get_or_insert(why);
+        self.halt.cancel();
+    }
+
+    fn halted(&self) -> bool {
+        self.halt.is_cancelled()
+    }
+
+    fn nothing_more_is_published(&self) -> bool {
+        self.halted() && self.enqueued.is_some() && self.working != Working::Now
+    }
+}
+
+fn refused(refusal: &Refusal) -> anyhow::Error {
+    let Refusal { provider, message } = refusal;
+    anyhow!(
+        "`{provider}` refuses the account: {message}. Check its key and its budget (docs/providers.md), then run the \
+         same command again; nothing is lost"
+    )
+}
