@@ -21,6 +21,9 @@ pub struct Preparation {
     pub height_px: Option<u32>,
     /// Whether `short_side_px` makes pictures only smaller, never larger. Default: yes.
     pub only_if_larger: bool,
+    /// Whether a picture that its Exif says is to be turned is encoded anew although it fits, for an API that does not
+    /// read Exif. Default: no.
+    pub upright: bool,
     /// The format in which the picture is sent. Default: none, which keeps JPEG and PNG, and makes any other that
     /// is encoded anew a JPEG.
     pub format: Option<Format>,
@@ -46,6 +49,7 @@ impl Default for Preparation {
             width_px: None,
             height_px: None,
             only_if_larger: true,
+            upright: false,
             format: None,
             quality: 90,
         }
@@ -98,7 +102,8 @@ impl Preparation {
     }
 
     pub(super) fn is_nothing(&self) -> bool {
-        self.format.is_none()
+        !self.upright
+            && self.format.is_none()
             && self.short_side_px.is_none()
             && self.max_side_px.is_none()
             && self.width_px.is_none()

@@ -93,7 +93,8 @@ fn remake(bytes: Bytes, preparation: &Preparation, max_pixels: u64) -> Result<Pi
     let upright = if turns(orientation) { (height, width) } else { (width, height) };
     let size = preparation.size(upright);
     let format = target(preparation.format, source);
-    if size == upright && source == Some(format.into()) {
+    let stands = !preparation.upright || orientation == Orientation::NoTransforms;
+    if stands && size == upright && source == Some(format.into()) {
         return Ok(Picture { bytes, content_type: ImageFormat::from(format).to_mime_type() });
     }
     let profile = decoder.icc_profile().ok().flatten().filter(|profile| profile.get(16..20) == Some(b"RGB "));
@@ -250,6 +251,11 @@ mod tests {
             lying,
             "untouched, it keeps its Exif"
         );
+        let without_exif = Preparation { upright: true, ..Preparation::default() };
+        let upright = decoded(&prepare(lying, without_exif.clone()).await.unwrap());
+        assert_eq!(upright.dimensions(), (32, 64), "an API that does not read Exif gets it turned");
+        let standing = jpeg(64, 32);
+        assert_eq!(prepare(standing.clone(), without_exif).await.unwrap().bytes, standing);
     }
 
     #[tokio::test]

@@ -248,19 +248,31 @@ async fn rapidocr_gets_a_file_and_gives_lines_of_text() {
         "{body}"
     );
     assert!(request.body.windows(4).any(|bytes| bytes == [0xfb, 0xff, 0xfe, 0x00]));
+    for step in ["use_det", "use_cls", "use_rec"] {
+        assert!(body.contains(&format!("name=\"{step}\"\r\n\r\ntrue\r\n")), "{body}");
+    }
 
     let verdict = judge(&rapidocr, &reply(200, &[], sample!("rapidocr_text")), &["ocr"]);
     assert_eq!(value(&verdict, "ocr"), Some(json!("OPEN HOUSE\nSunday 2 pm")));
-    assert_eq!(labels(&verdict, "ocr")[1], ("Sunday 2 pm".to_owned(), Some(0.9277)));
+    assert_eq!(labels(&verdict, "ocr")[0], ("Sunday 2 pm".to_owned(), Some(0.99975)), "the surest first");
     let verdict = judge(&rapidocr, &reply(200, &[], sample!("rapidocr_nothing")), &["ocr"]);
     assert_eq!(
         (verdict.class, labels(&verdict, "ocr"), value(&verdict, "ocr")),
         (Class::Ok, vec![], Some(json!("")))
     );
+    let lines: Vec<_> =
+        (0..12).rev().map(|n| format!(r#""{n}":{{"rec_txt":"line {n}","score":0.9}}"#)).collect();
+    let verdict = judge(&rapidocr, &reply(200, &[], format!("{{{}}}", lines.join(",")).as_bytes()), &["ocr"]);
+    let lines: Vec<_> = (0..12).map(|n| format!("line {n}")).collect();
+    assert_eq!(value(&verdict, "ocr"), Some(json!(lines.join("\n"))), "in the order of their numbers");
+    let welcome = br#"{"message":"Welcome to RapidOCR API Server!"}"#;
+    let verdict = judge(&rapidocr, &reply(200, &[], welcome), &["ocr"]);
+    assert_eq!(verdict.class, Class::Transient, "an answer to another question is none");
     let broken = judge(&rapidocr, &reply(500, &[], b"Internal Server Error"), &["ocr"]);
     assert_eq!(
         (broken.class, broken.message.as_str()),
-        (Class::Transient, "status 500: Internal Server Error")
+        (Class::Rejected, "status 500: Internal Server Error"),
+        "what the server can't decode fails again"
     );
 }
 
