@@ -14,7 +14,7 @@ const SCHEMA: &str = include_str!("schema.sql");
 
 /// Page caches in KiB. What is written moves along the ends of the tables, so that little of them is needed; only the
 /// ledger is looked up at random.
-const WRITER_CACHE_KIB: i64 = 16 * 1024;
+const WRITER_CACHE_KIB: i64 = 8 * 1024;
 const READER_CACHE_KIB: i64 = 2 * 1024;
 /// How long another process may keep the file busy. It does so for the milliseconds of a group.
 const BUSY: Duration = Duration::from_secs(10);
