@@ -16,6 +16,7 @@ mod results;
 mod run;
 mod sandbox;
 mod schemas;
+mod status;
 mod worker;
 
 use std::process::ExitCode;
@@ -60,6 +61,7 @@ enum Role {
     Enqueue(Box<enqueue::Args>),
     Worker(worker::Args),
     Results(Box<results::Args>),
+    Status(status::Args),
     Sandbox(Box<sandbox::Args>),
     Demo(demo::Args),
     Config(config::Args),
@@ -93,6 +95,10 @@ fn play(cli: Cli) -> anyhow::Result<ExitCode> {
         Role::Results(args) => {
             let loaded = sources.load()?;
             start(&loaded.quiet_log(), results::run(*args, loaded.config))
+        }
+        Role::Status(args) => {
+            let loaded = sources.load()?;
+            start(&loaded.quiet_log(), status::run(args, loaded.config))
         }
         Role::Demo(args) => {
             let loaded = sources.load()?;

@@ -13,7 +13,7 @@ use pixfleet_shared::{
     queue::Queue,
     telemetry::Metrics,
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -89,6 +89,8 @@ pub(crate) struct Serving {
     pub(crate) desk: Desk,
     /// How late after its slot a call may still leave.
     pub(crate) lateness: Lateness,
+    /// Room for calls under way, where the provider has little of it.
+    pub(crate) room: Option<Semaphore>,
 }
 
 impl Serving {
@@ -102,7 +104,9 @@ impl Serving {
         let stack = provider.limits();
         let desk = Desk::open(stack.clone(), engines.limiter.clone(), tasks, stop);
         let lateness = lateness(&stack);
-        Ok(Self { provider, client, stack, desk, lateness })
+        let at_once = provider.definition().calls_at_once;
+        let room = at_once.map(|calls| Semaphore::new(calls.get() as usize));
+        Ok(Self { provider, client, stack, desk, lateness, room })
     }
 }
 

@@ -13,7 +13,10 @@ use pixfleet_shared::{
     result::Call,
     telemetry::{CallLabels, ProviderLabel, ResultLabels, SettleLabel},
 };
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::{
+    sync::SemaphorePermit,
+    time::{Instant, sleep, sleep_until, timeout},
+};
 use tracing::{debug, error, info, warn};
 
 use crate::{
@@ -84,8 +87,10 @@ async fn line(crew: &Crew, job: Job) -> Result<Ending, Early> {
     let request = request(crew, serving, &job, &picture).await?;
     drop(picture);
     let prepared = since.elapsed();
+    let room = room(crew, serving, &job).await?;
     slot(crew, serving, &job).await?;
     let outcome = call(crew, serving, &request).await;
+    drop(room);
     crew.recent.record(prepared + outcome.duration);
     let verdict = classify(&serving.provider, &outcome, &job.models, Timestamp::now());
     count(crew, serving, &job, &outcome, &verdict);
@@ -146,6 +151,22 @@ fn uncalled(crew: &Crew, serving: &Serving, job: &Job, class: Class, why: &str) 
 
 fn policy<'a>(crew: &'a Crew, serving: &Serving) -> Policy<'a> {
     Policy { retry: &crew.config.retry, ambiguous: serving.provider.ambiguous(), random: rand::random() }
+}
+
+/// Waits for room among the calls under way, where the provider has a bound of its own.
+async fn room<'a>(
+    crew: &Crew,
+    serving: &'a Serving,
+    job: &Job,
+) -> Result<Option<SemaphorePermit<'a>>, Early> {
+    let Some(room) = &serving.room else {
+        return Ok(None);
+    };
+    tokio::select! {
+        // It is never closed.
+        place = room.acquire() => Ok(place.ok()),
+        () = crew.stopping.cancelled() => Err(Box::new(Ending::release(job, Duration::ZERO))),
+    }
 }
 
 /// Waits for a slot and for its moment. A slot that is reached too late, or in a hold-off, is forfeited.

@@ -1,6 +1,10 @@
 //! One run of the job: workers, producer, queue and subscriber, in one process.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use pixfleet_producer::{
@@ -25,7 +29,11 @@ use super::{
     stage::{self, Judge},
     view::{self, View},
 };
-use crate::results::{Gather, Sight, Source, Tally};
+use crate::{
+    engine::Engine,
+    enqueue::record_within,
+    results::{Gather, Sight, Source, Tally},
+};
 
 /// What a stalled broker or a machine under heavy load may take; the job itself takes ten seconds.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -33,6 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// One run of the job.
 pub(super) struct Play<'a> {
     pub sandbox: &'a Running,
+    pub engine: &'a Engine,
     pub engines: &'a Engines,
     pub batch: &'a BatchName,
     pub judge: Judge,
@@ -51,18 +60,18 @@ impl Play<'_> {
     ///
     /// # Errors
     /// When a part of the fleet fails, or the job is not done within [`PATIENCE`].
-    pub(super) async fn run(&self, stop: &CancellationToken) -> anyhow::Result<Played> {
+    pub(super) async fn run(&self, folder: &Folder, stop: &CancellationToken) -> anyhow::Result<Played> {
         let queue = &*self.engines.queue;
         // Before the jobs: a reader of the log that begins now is there for the first result.
         let mut results = Source::open(queue, self.subscription()).await?;
         let shutdown = stop.child_token();
         let mut workers = self.workers(&shutdown)?;
-        self.enqueue(stop).await?;
+        self.enqueue(folder, stop).await?;
         let read = tokio::select! {
             read = self.read(&mut results) => read,
             () = stop.cancelled() => Err(anyhow::anyhow!("interrupted; what was not done is still in the queue")),
             () = tokio::time::sleep(PATIENCE) => Err(anyhow::anyhow!(
-                "not done within {} s: does another fleet take jobs from this broker? The log (stderr) says more",
+                "not done within {} s: does another fleet take its jobs? The log (stderr) says more",
                 PATIENCE.as_secs()
             )),
         };
@@ -106,15 +115,17 @@ impl Play<'_> {
     }
 
     /// As `pixfleet enqueue` does it: a manifest, a record of what is confirmed, and the queue.
-    async fn enqueue(&self, stop: &CancellationToken) -> anyhow::Result<()> {
-        let folder = Folder::new(self.batch)?;
+    async fn enqueue(&self, folder: &Folder, stop: &CancellationToken) -> anyhow::Result<()> {
         let manifest = folder.0.join("images.csv");
         std::fs::write(&manifest, stage::manifest()).context("the demo's manifest")?;
         let manifest = Manifest::open(&[manifest.display().to_string()], Reading::default())?;
         let plan = Plan::new(stage::PROVIDER, &stage::MODELS.map(str::to_owned), 1, Tariff::default())?;
         let priority = Priority::High;
         let identity = Identity::new(self.batch, &plan, priority, "demo");
-        let record = Record::open(&folder.0.join("record.sqlite"), &identity)?;
+        let record = match self.engine {
+            Engine::Servers(_) => Record::open(&folder.0.join("record.sqlite"), &identity)?,
+            Engine::State(embedded) => record_within(embedded, &identity).await?,
+        };
         let order = Order {
             batch: self.batch.clone(),
             priority,
@@ -156,13 +167,17 @@ impl Play<'_> {
 }
 
 /// A folder of this run's own, removed at its end.
-struct Folder(PathBuf);
+pub(super) struct Folder(PathBuf);
 
 impl Folder {
-    fn new(batch: &BatchName) -> anyhow::Result<Self> {
+    pub(super) fn new(batch: &BatchName) -> anyhow::Result<Self> {
         let path = std::env::temp_dir().join(format!("pixfleet-{batch}"));
         std::fs::create_dir(&path).with_context(|| format!("can't make the folder {}", path.display()))?;
         Ok(Self(path))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
     }
 }
 

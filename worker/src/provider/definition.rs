@@ -3,7 +3,7 @@
 //! The types here are read from TOML as they stand; `compile.rs` turns a definition into a
 //! [`Provider`](super::Provider) and reports what is wrong with it. `docs/providers.md` is the guide.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::NonZeroU32};
 
 use pixfleet_shared::limiter::Limit;
 use schemars::JsonSchema;
@@ -40,6 +40,11 @@ pub struct Definition {
     /// How bytes are made ready before they are sent. Default: sent as they are.
     #[serde(default)]
     pub prepare: Preparation,
+    /// Most calls that one worker has under way at this provider, 1 to 10000: for a server of your own, which has so
+    /// many processors. It does not bind the fleet. Default: none, so `worker.concurrency` alone decides.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub calls_at_once: Option<NonZeroU32>,
     /// Most models that one call may ask, 1 to 1000. Default: 1.
     #[serde(default = "one")]
     pub models_per_call: u32,

@@ -1,0 +1,136 @@
+//! `pixfleet status`: where the batches of a state file stand.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use jiff::Timestamp;
+use pixfleet_shared::{
+    batch::BatchName,
+    embedded::{BatchCounts, Status},
+    result::Outcome,
+};
+
+use crate::{
+    config::Config,
+    engine::{Begin, Choice, Engine, Place},
+    exit::Exit,
+    output,
+    results::terminal::{folded, stdout_width},
+};
+
+/// Show where the batches of a state file stand, also while others work on it
+#[derive(Debug, clap::Args)]
+#[command(after_help = "EXAMPLES
+  pixfleet status --state spring.pixfleet
+  pixfleet status --state spring.pixfleet --json | jq '.batches[] | {batch, ended, jobs}'
+
+A fleet's batches are in its broker: `pixfleet results --batch NAME` counts one.")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    engine: Choice,
+    /// Only this batch
+    #[arg(long, value_name = "NAME")]
+    batch: Option<BatchName>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Looks once.
+///
+/// # Errors
+/// When there is no state file, or it does not know the batch.
+pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
+    let place = args.engine.place(&config.engine, args.batch.as_ref())?;
+    if place == Place::Servers {
+        bail!("status looks at a state file: give --state FILE (for a fleet: pixfleet results --batch NAME)");
+    }
+    let Engine::State(embedded) = Engine::open(&place, &config, Begin::Refused).await? else {
+        bail!("status looks at a state file: give --state FILE");
+    };
+    let status = embedded.store().status().await;
+    let path = embedded.store().path().display().to_string();
+    embedded.close().await;
+    let mut status = status?;
+    if let Some(batch) = &args.batch {
+        status.batches.retain(|counts| counts.batch == batch.as_str());
+        if status.batches.is_empty() {
+            bail!("{path} does not know a batch `{batch}`");
+        }
+    }
+    if args.json {
+        output::json(&status)?;
+    } else {
+        let width = stdout_width();
+        for line in lines(&status, Timestamp::now()) {
+            output::line(folded(&line, width))?;
+        }
+    }
+    Ok(Exit::Done.into())
+}
+
+fn lines(status: &Status, now: Timestamp) -> Vec<String> {
+    let mut lines: Vec<String> = status.batches.iter().map(batch_line).collect();
+    let Status { lent, waiting, processes, .. } = status;
+    let noun = if *processes == 1 { "process" } else { "processes" };
+    lines
+        .push(format!("{lent} jobs in hand by {processes} {noun}, {waiting} waiting for their next attempt"));
+    for limit in &status.limits {
+        if let Some(until) = held_until(limit.held_until_us, now) {
+            lines.push(format!("`{}` is paused until {until}", limit.stack));
+        }
+    }
+    lines
+}
+
+fn batch_line(counts: &BatchCounts) -> String {
+    let BatchCounts { batch, jobs, expected, closed, .. } = counts;
+    let done = counts.ended + counts.dead_letters;
+    let state = match (counts.complete(), closed) {
+        (true, _) => "complete",
+        (false, true) => "under way",
+        (false, false) => "not all put in",
+    };
+    format!(
+        "batch {batch} ({state}): {done} of {jobs} jobs, {} of {expected} results: {} done, {} failed, {} dead",
+        counts.seen(),
+        counts.of(Outcome::Ok),
+        counts.of(Outcome::Rejected),
+        counts.of(Outcome::Dead)
+    )
+}
+
+fn held_until(until_us: u64, now: Timestamp) -> Option<Timestamp> {
+    let until = Timestamp::from_microsecond(i64::try_from(until_us).ok()?).ok()?;
+    (until > now).then_some(until)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_says_how_far_it_is_and_whether_more_is_to_come() {
+        let mut counts = BatchCounts {
+            batch: "spring".into(),
+            jobs: 3,
+            expected: 6,
+            ended: 2,
+            results: [("ok", 4)].into(),
+            ..BatchCounts::default()
+        };
+        assert_eq!(
+            batch_line(&counts),
+            "batch spring (not all put in): 2 of 3 jobs, 4 of 6 results: 4 done, 0 failed, 0 dead"
+        );
+        (counts.closed, counts.dead_letters) = (true, 1);
+        assert!(batch_line(&counts).contains("(complete): 3 of 3 jobs"));
+    }
+
+    #[test]
+    fn a_pause_that_is_over_is_not_shown() {
+        let now = Timestamp::from_second(100).unwrap();
+        assert_eq!(held_until(99_000_000, now), None);
+        assert_eq!(held_until(101_000_000, now), Timestamp::from_second(101).ok());
+    }
+}
