@@ -31,8 +31,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A database of results.
 pub(crate) struct Sqlite {
     db: Connection,
-    /// Results that went into the file, with the open transaction's.
+    /// Results that went into the file.
     written: u64,
+    /// Results of the open transaction.
+    open: u64,
     last: Last,
 }
 
@@ -53,12 +55,12 @@ impl Sqlite {
             let path = path.to_owned();
             return Err(SinkError::Shortened { path, has: written, wants: mark.rows, unit: "results" });
         }
-        Ok(Self { db, written, last: Last::default() })
+        Ok(Self { db, written, open: 0, last: Last::default() })
     }
 
     pub(crate) fn write(&mut self, path: &Path, results: &[ImageResult]) -> Result<(), SinkError> {
         self.add(results).map_err(|error| explain(path, error))?;
-        self.written += results.len() as u64;
+        self.open += results.len() as u64;
         Ok(())
     }
 
@@ -88,8 +90,12 @@ impl Sqlite {
         if self.db.is_autocommit() {
             return Ok(());
         }
-        self.db.prepare_cached("UPDATE written SET results = ?1")?.execute([self.written as i64])?;
-        self.db.execute_batch("COMMIT")
+        // Added, not set: another run may write to the same file in between.
+        let count = "UPDATE written SET results = results + ?1 RETURNING results";
+        let written: i64 = self.db.query_row(count, [self.open as i64], |row| row.get(0))?;
+        self.db.execute_batch("COMMIT")?;
+        (self.written, self.open) = (written as u64, 0);
+        Ok(())
     }
 }
 

@@ -143,6 +143,21 @@ fn a_database_that_lost_results_is_refused_and_one_that_was_tidied_is_not() {
 }
 
 #[test]
+fn two_writers_of_one_file_count_together() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("out.db");
+    let mut one_sink = open(&path, Begin::New);
+    let mut other = open(&path, Begin::After(Mark::default()));
+    one_sink.write(&samples(0, 10)).unwrap();
+    assert_eq!(one_sink.commit().unwrap().rows, 10);
+    other.write(&samples(5, 20)).unwrap();
+    assert_eq!(other.commit().unwrap().rows, 25);
+    one_sink.write(&samples(20, 21)).unwrap();
+    assert_eq!(one_sink.commit().unwrap().rows, 26);
+    assert_eq!(one::<i64>(&path, "SELECT count(*) FROM results"), 21);
+}
+
+#[test]
 fn another_programs_database_is_refused_by_name_and_left_as_it_was() {
     let folder = TempDir::new().unwrap();
     let after = Begin::After(Mark::default());
