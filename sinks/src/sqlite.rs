@@ -24,7 +24,10 @@ const APPLICATION: i32 = 0x7078_666c;
 /// The version of [`SCHEMA`].
 const VERSION: i32 = 1;
 /// SQLite's page cache in KiB; what does not fit is spilled to the WAL before its commit.
-const CACHE_KIB: i64 = 8 * 1024;
+const CACHE_KIB: i64 = 16 * 1024;
+/// Pages in the WAL at which they go into the file, 64 MiB. Ids are hashes, so each commit changes pages all over the file;
+/// the rarer a checkpoint, the oftener it writes a page once that was changed many times.
+const CHECKPOINT_PAGES: i64 = 16_000;
 /// How long a commit waits for others that hold the file.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -124,8 +127,7 @@ fn prepare(db: &Connection) -> rusqlite::Result<u64> {
     db.pragma_update(None, "cache_size", -CACHE_KIB)?;
     db.pragma_update(None, "journal_mode", "WAL")?;
     db.pragma_update(None, "synchronous", "FULL")?;
-    // A checkpoint writes each changed page once, and ids are hashes: the rarer, the fewer.
-    db.pragma_update(None, "wal_autocheckpoint", 4000)?;
+    db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     db.pragma_update(None, "journal_size_limit", 0)?;
     let made: bool = db.query_row("SELECT count(*) > 0 FROM sqlite_schema", [], |row| row.get(0))?;
     if !made {
