@@ -199,3 +199,25 @@ fn a_reader_stops_neither_a_commit_nor_the_end() {
     drop(reader);
     assert_eq!(one::<i64>(&path, "SELECT count(*) FROM results"), 20);
 }
+
+#[test]
+fn the_documentation_names_every_column_and_its_queries_run() {
+    let page = include_str!("../../../docs/results.md");
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("out.db");
+    open(&path, Begin::New).finish().unwrap();
+    let db = Connection::open(&path).unwrap();
+    for table in ["images", "results", "calls"] {
+        let section = page.split(&format!("\n| `{table}` |")).nth(1).unwrap_or_else(|| panic!("no {table}"));
+        let section = section.split("\n\n").next().unwrap();
+        let columns = "SELECT name FROM pragma_table_info(?1)";
+        let mut columns = db.prepare(columns).unwrap();
+        let names = columns.query_map([table], |row| row.get::<_, String>(0)).unwrap();
+        for name in names.map(Result::unwrap) {
+            assert!(section.contains(&format!("`{name}`")), "{table} has {name}, and the page does not");
+        }
+    }
+    let queries = page.split("```sql\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    assert_eq!(queries.matches("SELECT").count(), 3);
+    db.execute_batch(queries).unwrap();
+}
