@@ -24,15 +24,20 @@ const APPLICATION: i32 = 0x7078_666c;
 /// The version of [`SCHEMA`].
 const VERSION: i32 = 1;
 /// SQLite's page cache in KiB; what does not fit is spilled to the WAL before its commit.
-const CACHE_KIB: i64 = 8 * 1024;
+const CACHE_KIB: i64 = 16 * 1024;
+/// Pages in the WAL at which they go into the file, 64 MiB. Ids are hashes, so each commit changes pages all over the file;
+/// the rarer a checkpoint, the oftener it writes a page once that was changed many times.
+const CHECKPOINT_PAGES: i64 = 16_000;
 /// How long a commit waits for others that hold the file.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A database of results.
 pub(crate) struct Sqlite {
     db: Connection,
-    /// Results that went into the file, with the open transaction's.
+    /// Results that went into the file.
     written: u64,
+    /// Results of the open transaction.
+    open: u64,
     last: Last,
 }
 
@@ -53,12 +58,12 @@ impl Sqlite {
             let path = path.to_owned();
             return Err(SinkError::Shortened { path, has: written, wants: mark.rows, unit: "results" });
         }
-        Ok(Self { db, written, last: Last::default() })
+        Ok(Self { db, written, open: 0, last: Last::default() })
     }
 
     pub(crate) fn write(&mut self, path: &Path, results: &[ImageResult]) -> Result<(), SinkError> {
         self.add(results).map_err(|error| explain(path, error))?;
-        self.written += results.len() as u64;
+        self.open += results.len() as u64;
         Ok(())
     }
 
@@ -88,8 +93,12 @@ impl Sqlite {
         if self.db.is_autocommit() {
             return Ok(());
         }
-        self.db.prepare_cached("UPDATE written SET results = ?1")?.execute([self.written as i64])?;
-        self.db.execute_batch("COMMIT")
+        // Added, not set: another run may write to the same file in between.
+        let count = "UPDATE written SET results = results + ?1 RETURNING results";
+        let written: i64 = self.db.query_row(count, [self.open as i64], |row| row.get(0))?;
+        self.db.execute_batch("COMMIT")?;
+        (self.written, self.open) = (written as u64, 0);
+        Ok(())
     }
 }
 
@@ -118,8 +127,7 @@ fn prepare(db: &Connection) -> rusqlite::Result<u64> {
     db.pragma_update(None, "cache_size", -CACHE_KIB)?;
     db.pragma_update(None, "journal_mode", "WAL")?;
     db.pragma_update(None, "synchronous", "FULL")?;
-    // A checkpoint writes each changed page once, and ids are hashes: the rarer, the fewer.
-    db.pragma_update(None, "wal_autocheckpoint", 4000)?;
+    db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     db.pragma_update(None, "journal_size_limit", 0)?;
     let made: bool = db.query_row("SELECT count(*) > 0 FROM sqlite_schema", [], |row| row.get(0))?;
     if !made {

@@ -5,7 +5,8 @@ pub(crate) mod jsonl;
 
 use std::{
     fs::{File, OpenOptions},
-    io::{ErrorKind, Seek as _, SeekFrom},
+    io::{self, ErrorKind, Seek as _, SeekFrom},
+    os::unix::fs::FileExt as _,
     path::Path,
 };
 
@@ -50,9 +51,21 @@ fn reopen(path: &Path, mark: Mark) -> Result<File, SinkError> {
     if has < mark.bytes {
         return Err(SinkError::Shortened { path: path.to_owned(), has, wants: mark.bytes, unit: "bytes" });
     }
+    if !ends_a_line(&file, mark.bytes).map_err(io)? {
+        return Err(SinkError::foreign(path, "is not the file that was written: its mark is within a line"));
+    }
     file.set_len(mark.bytes).map_err(io)?;
     file.seek(SeekFrom::Start(mark.bytes)).map_err(io)?;
     Ok(file)
+}
+
+/// Whether a line ends at `position`, as at every mark: what would be cut off otherwise is somebody else's.
+fn ends_a_line(file: &File, position: u64) -> io::Result<bool> {
+    let mut last = [b'\n'];
+    if position > 0 {
+        file.read_exact_at(&mut last, position - 1)?;
+    }
+    Ok(last == [b'\n'])
 }
 
 /// What was flushed is on the disk; returns the length in bytes.

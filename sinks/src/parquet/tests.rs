@@ -196,3 +196,13 @@ fn a_file_that_is_made_again_takes_the_old_ones_place_when_it_is_whole() {
     assert_eq!(rows(&path).len(), 20);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "one file, and no other");
 }
+
+#[test]
+fn the_documentation_names_every_column() {
+    let page = include_str!("../../../docs/results.md");
+    let section = page.split("### The columns of the Parquet file").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    for field in schema::schema().fields() {
+        assert!(section.contains(&format!("`{}`", field.name())), "{} is not there", field.name());
+    }
+}

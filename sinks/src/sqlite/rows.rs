@@ -48,7 +48,7 @@ impl Last {
         let mut calls = db.prepare_cached(CALL)?;
         let mut rows = db.prepare_cached(RESULT)?;
         for result in results {
-            if !self.image.as_ref().is_some_and(|(job, of)| (*job, of) == (result.job, &result.metadata)) {
+            if self.image.as_ref().is_none_or(|(job, of)| (*job, of) != (result.job, &result.metadata)) {
                 image(&mut images, result)?;
                 self.image = Some((result.job, result.metadata.clone()));
             }

@@ -143,6 +143,21 @@ fn a_database_that_lost_results_is_refused_and_one_that_was_tidied_is_not() {
 }
 
 #[test]
+fn two_writers_of_one_file_count_together() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("out.db");
+    let mut one_sink = open(&path, Begin::New);
+    let mut other = open(&path, Begin::After(Mark::default()));
+    one_sink.write(&samples(0, 10)).unwrap();
+    assert_eq!(one_sink.commit().unwrap().rows, 10);
+    other.write(&samples(5, 20)).unwrap();
+    assert_eq!(other.commit().unwrap().rows, 25);
+    one_sink.write(&samples(20, 21)).unwrap();
+    assert_eq!(one_sink.commit().unwrap().rows, 26);
+    assert_eq!(one::<i64>(&path, "SELECT count(*) FROM results"), 21);
+}
+
+#[test]
 fn another_programs_database_is_refused_by_name_and_left_as_it_was() {
     let folder = TempDir::new().unwrap();
     let after = Begin::After(Mark::default());
@@ -183,4 +198,26 @@ fn a_reader_stops_neither_a_commit_nor_the_end() {
     drop(query);
     drop(reader);
     assert_eq!(one::<i64>(&path, "SELECT count(*) FROM results"), 20);
+}
+
+#[test]
+fn the_documentation_names_every_column_and_its_queries_run() {
+    let page = include_str!("../../../docs/results.md");
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("out.db");
+    open(&path, Begin::New).finish().unwrap();
+    let db = Connection::open(&path).unwrap();
+    for table in ["images", "results", "calls"] {
+        let section = page.split(&format!("\n| `{table}` |")).nth(1).unwrap_or_else(|| panic!("no {table}"));
+        let section = section.split("\n\n").next().unwrap();
+        let columns = "SELECT name FROM pragma_table_info(?1)";
+        let mut columns = db.prepare(columns).unwrap();
+        let names = columns.query_map([table], |row| row.get::<_, String>(0)).unwrap();
+        for name in names.map(Result::unwrap) {
+            assert!(section.contains(&format!("`{name}`")), "{table} has {name}, and the page does not");
+        }
+    }
+    let queries = page.split("```sql\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    assert_eq!(queries.matches("SELECT").count(), 3);
+    db.execute_batch(queries).unwrap();
 }

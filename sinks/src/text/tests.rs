@@ -168,6 +168,15 @@ fn a_csv_of_somebody_else_is_not_gone_on_with() {
 }
 
 #[test]
+fn a_file_that_another_one_took_the_place_of_is_not_cut() {
+    let (_folder, path) = place("out.jsonl");
+    fs::write(&path, "another text, which has no line of that length\n").unwrap();
+    let error = refusal(&path, Begin::After(Mark { bytes: 12, rows: 1 }));
+    assert!(matches!(error, SinkError::Foreign { .. }), "{error}");
+    assert_eq!(fs::read(&path).unwrap().len(), 47, "it is left as it was");
+}
+
+#[test]
 fn a_new_file_takes_nobodys_place_and_one_that_is_gone_is_told_from_one_that_is_short() {
     for name in ["out.jsonl", "out.csv", "out.parquet", "out.db"] {
         let (_folder, path) = place(name);
