@@ -40,7 +40,7 @@ bench *args:
 schemas:
     cargo run --locked -p pixfleet-cli -- schemas docs/schemas
 
-# The demo: 36 calls at 4 a second through producer, queue, 2 workers, limiter and results
+# The demo: 36 calls at 4 a second through producer, queue, 2 workers, limiter and results: just demo [--engine rabbitmq]
 demo *args:
     cargo build --release --locked -p pixfleet-cli
     tests/services run -- target/release/pixfleet demo "$@"

@@ -61,7 +61,7 @@ impl View {
                     told = true;
                     let text = "stopping: calls in flight are finished; once more stops at once";
                     match &screen {
-                        Some(screen) => screen.all.suspend(|| say(text)),
+                        Some(screen) => screen.say(text),
                         None => say(text),
                     }
                 }
@@ -149,6 +149,11 @@ impl Screen {
         let answered = counts.of(Outcome::Ok);
         self.rate.set_message(format!("{rate}, {answered} answers"));
         self.failures.set_message(failures(counts).unwrap_or_default());
+    }
+
+    /// One line above the others. An error here is a terminal that is gone.
+    fn say(&self, text: &str) {
+        let _ = self.all.println(text);
     }
 
     fn end(self) {
