@@ -1,11 +1,4 @@
-//! The limiter on the state file: an allowance is taken ahead, and given out without the disk.
-//!
-//! The file holds, of each stack, an upper bound of what is granted. A process that needs slots books them and, where
-//! the rate is high, an allowance of a few more; the bound behind all of them is on the disk before the first
-//! call leaves. Slots within the allowance need no further write. Whoever reads the bound next, another process or the
-//! next run after a crash, begins behind it: at worst an allowance is unused, and never is a call too many.
-//!
-//! An allowance ends within the horizon, like every slot: [`gcra`](crate::gcra)'s reasoning about late calls holds.
+//! The limiter on the state file. Slots come out of an [`Allowance`], and the disk is asked where that is used up.
 
 use std::{
     collections::HashMap,
@@ -18,24 +11,19 @@ use rusqlite::Connection;
 use tokio::time::Instant;
 
 use super::{
-    limits::{self, Granted},
+    allowance::{self, Allowance},
+    limits,
     process::now_us,
     store::Store,
     trouble::StoreError,
 };
 use crate::{
     clock::{Clock, Observed},
-    gcra::{Decision, HORIZON_US, LEAD_US, Moment, State, decide_at},
+    gcra::{Decision, HORIZON_US, LEAD_US, Moment},
     judge::{self, Spacing},
     limiter::{LimiterError, RateLimiter, Reservation, Slot, Stack},
 };
 
-/// An allowance holds what may leave within this time.
-const ALLOWANCE_US: u64 = 200_000;
-/// The most calls of an allowance.
-const ALLOWANCE_CALLS: usize = 64;
-/// Of a limit with a longer window nothing is taken ahead: it is a quota or a budget, and a crash would spend it.
-const LONGEST_WINDOW_MS: u64 = 60_000;
 /// The most calls that one reservation books.
 const MAX_CALLS: usize = 64;
 /// Longer pauses are cut to this.
@@ -66,23 +54,6 @@ struct Books {
     travel_us: u64,
 }
 
-/// What this process may still give out of a stack.
-#[derive(Clone, Debug)]
-struct Allowance {
-    /// The version of the row that granted it.
-    version: i64,
-    /// What is given out.
-    given: State,
-    /// What the file says is given out.
-    bound: State,
-}
-
-/// What a booking on the disk came to.
-struct Booked {
-    decision: Decision,
-    allowance: Allowance,
-}
-
 impl EmbeddedLimiter {
     pub(super) async fn open(store: Arc<Store>) -> Result<Arc<Self>, StoreError> {
         let (clock, books) = (Arc::new(Clock::new()), Arc::new(Mutex::new(Books::default())));
@@ -99,14 +70,7 @@ impl EmbeddedLimiter {
         let _pen = self.pen.lock().await;
         let allowances = std::mem::take(&mut books(&self.books).allowances);
         let given = move |db: &Connection| {
-            for (stack, allowance) in allowances {
-                if let Some(row) = limits::granted(db, &stack)?.filter(|row| row.version == allowance.version)
-                {
-                    let held_until_us = row.state.held_until_us.max(allowance.given.held_until_us);
-                    limits::grant(db, &stack, row.version, &State { held_until_us, ..allowance.given })?;
-                }
-            }
-            Ok(())
+            allowances.iter().try_for_each(|(stack, allowance)| allowance.give_back(db, stack))
         };
         // At worst the next run waits for what nobody used.
         let _ = self.store.write(given).await;
@@ -122,20 +86,7 @@ impl EmbeddedLimiter {
     ) -> Option<Decision> {
         let mut books = books(&self.books);
         let allowance = books.allowances.get_mut(&stack.name)?;
-        if allowance.given.at_us > now_us {
-            // The clock was set back: the bound has to follow, too.
-            return None;
-        }
-        let mut given = allowance.given.clone();
-        let moment = Moment { now_us, lead_us: LEAD_US, lost: false };
-        let decision = decide_at(moment, &mut given, spacings, calls);
-        match &decision {
-            Decision::Slots(slots) if slots.len() == calls.len() && within(&given, &allowance.bound) => {
-                allowance.given = given;
-                Some(decision)
-            }
-            _ => None,
-        }
+        allowance.give_out(spacings, calls, now_us)
     }
 
     /// Slots from the disk, and an allowance behind them.
@@ -160,13 +111,17 @@ impl EmbeddedLimiter {
         };
         let (task, wanted) = (stack.clone(), calls.to_vec());
         let sent = Instant::now();
-        let booked = self.store.write(move |db| book(db, &task, &wanted, own, lead_us, doubt)).await?;
+        let booking = move |db: &Connection| {
+            let moment = Moment { now_us: now_us(), lead_us, lost: doubt };
+            allowance::book(db, &task, &wanted, own, moment)
+        };
+        let (decision, allowance) = self.store.write(booking).await?;
         let mut books = books(&self.books);
         // Smoothed as a round trip is, and quick to grow: the next slots have to be ahead of it.
         let took = sent.elapsed().as_micros() as u64;
         books.travel_us = if took > books.travel_us { took } else { (7 * books.travel_us + took) / 8 };
-        books.allowances.insert(stack.name.clone(), booked.allowance);
-        Ok(booked.decision)
+        books.allowances.insert(stack.name.clone(), allowance);
+        Ok(decision)
     }
 
     fn hold(&self, stack: &str, until: Instant) {
@@ -205,7 +160,7 @@ impl RateLimiter for EmbeddedLimiter {
         let (name, by_us) = (stack.name.clone(), by.as_micros() as u64);
         let _pen = self.pen.lock().await;
         let own = books(&self.books).allowances.remove(&name);
-        let moved = self.store.write(move |db| move_back(db, &name, own, by_us)).await?;
+        let moved = self.store.write(move |db| allowance::move_back(db, &name, own, by_us)).await?;
         if let Some(allowance) = moved {
             books(&self.books).allowances.insert(stack.name.clone(), allowance);
         }
@@ -235,97 +190,6 @@ impl RateLimiter for EmbeddedLimiter {
     fn health(&self) -> Result<(), String> {
         self.store.failure().map_or(Ok(()), |failure| Err(failure.to_string()))
     }
-}
-
-/// Books slots on the state file, and an allowance where that is worth it.
-fn book(
-    db: &Connection,
-    stack: &Stack,
-    calls: &[u32],
-    own: Option<Allowance>,
-    lead_us: u64,
-    doubt: bool,
-) -> rusqlite::Result<Booked> {
-    let spacings: Vec<Spacing<'_>> = stack.limits.iter().map(judge::spacing).collect();
-    let row = limits::granted(db, &stack.name)?;
-    let version = row.as_ref().map_or(0, |row| row.version);
-    let mut given = beginning(row, own, &spacings);
-    let now_us = now_us();
-    let decision = decide_at(Moment { now_us, lead_us, lost: doubt }, &mut given, &spacings, calls);
-    let bound = match decision {
-        Decision::Slots(_) => ahead(&given, stack, &spacings, calls, now_us),
-        Decision::ComeBack(_) => given.clone(),
-    };
-    let version = limits::grant(db, &stack.name, version, &bound)?;
-    Ok(Booked { decision, allowance: Allowance { version, given, bound } })
-}
-
-/// From where to go on: behind what this process gave out, where nobody else was granted anything since; else behind
-/// the bound.
-///
-/// A file that does not know the stack never granted anything: a grant is on the disk before its first call leaves.
-fn beginning(row: Option<Granted>, own: Option<Allowance>, spacings: &[Spacing<'_>]) -> State {
-    match (row, own) {
-        (Some(row), Some(own)) if own.version == row.version => {
-            State { held_until_us: row.state.held_until_us.max(own.given.held_until_us), ..own.given }
-        }
-        // Known by a hold-off alone.
-        (Some(row), _) if row.version == 0 => {
-            State { held_until_us: row.state.held_until_us, ..State::idle(spacings) }
-        }
-        (Some(row), _) => row.state,
-        (None, _) => State::idle(spacings),
-    }
-}
-
-/// The state once everything was given out that may leave soon.
-fn ahead(given: &State, stack: &Stack, spacings: &[Spacing<'_>], calls: &[u32], now_us: u64) -> State {
-    let mut bound = given.clone();
-    if stack.limits.iter().any(|limit| limit.per_ms > LONGEST_WINDOW_MS) {
-        return bound;
-    }
-    let models = [calls.iter().copied().max().unwrap_or(1)];
-    let moment = Moment { now_us, lead_us: LEAD_US, lost: false };
-    for _ in 0..ALLOWANCE_CALLS {
-        let mut next = bound.clone();
-        match decide_at(moment, &mut next, spacings, &models) {
-            Decision::Slots(slots) if slots.iter().all(|slot| *slot <= now_us + ALLOWANCE_US) => bound = next,
-            _ => break,
-        }
-    }
-    bound
-}
-
-/// Moves every later slot back. What other processes were granted is booked: it lies within the horizon.
-fn move_back(
-    db: &Connection,
-    stack: &str,
-    own: Option<Allowance>,
-    by_us: u64,
-) -> rusqlite::Result<Option<Allowance>> {
-    let Some(row) = limits::granted(db, stack)? else {
-        return Ok(None);
-    };
-    let mut allowance = own.filter(|own| own.version == row.version);
-    let mut bound = row.state;
-    bound.late(by_us);
-    let version = limits::grant(db, stack, row.version, &bound)?;
-    if let Some(allowance) = &mut allowance {
-        allowance.given.late(by_us);
-        (allowance.bound, allowance.version) = (bound, version);
-    }
-    Ok(allowance)
-}
-
-/// Whether nothing was given out beyond the bound.
-fn within(given: &State, bound: &State) -> bool {
-    given.pace.len() == bound.pace.len()
-        && given.pace.iter().all(|(name, pace)| {
-            bound
-                .pace
-                .get(name)
-                .is_some_and(|bound| bound.interval_us == pace.interval_us && pace.tat_us <= bound.tat_us)
-        })
 }
 
 fn unlimited(held: Option<Instant>, calls: usize) -> Reservation {
@@ -387,6 +251,3 @@ impl Ears {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

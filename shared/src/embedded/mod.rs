@@ -2,8 +2,9 @@
 //!
 //! Any number of processes may use the file at once. `store` is the file and its two threads, `file` opens it,
 //! `process` knows who else uses it. `jobs`, `log`, `counts`, `ledger` and `limits` hold every SQL statement;
-//! `queue`, `intake`, `settle`, `subscriber`, `limiter` are the seams over them.
+//! `queue`, `intake`, `settle`, `subscriber`, `limiter` are the seams over them, and `allowance` is the limiter's arithmetic.
 
+mod allowance;
 mod counts;
 mod file;
 mod intake;
