@@ -257,7 +257,10 @@ impl Record {
             Totals { jobs: self.totals.jobs + more.jobs, results: self.totals.results + more.results };
         let (scope, run, count) = (self.home.scope().to_owned(), self.run, ids.len());
         self.home.change(move |db| {
-            embedded::put(db, &jobs)?;
+            // A record in a file of its own has no jobs beside it, and no table for them.
+            if !jobs.is_empty() {
+                embedded::put(db, &jobs)?;
+            }
             append(db, &scope, &ids, run, totals)
         })?;
         self.totals = totals;

@@ -2,7 +2,7 @@ use std::{fs, path::PathBuf};
 
 use super::*;
 use crate::plan::{Plan, Tariff};
-use pixfleet_shared::job::Priority;
+use pixfleet_shared::job::{Image, Priority, Source};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -192,4 +192,51 @@ proptest! {
             prop_assert_eq!(record.totals().jobs, confirmed.len() as u64);
         }
     }
+}
+
+fn job(n: u64) -> Job {
+    let image = Image { id: n.to_string(), source: Source::Url("https://example.com/".into()) };
+    Job::new("spring".parse().unwrap(), image, "restb".into(), vec!["a".into()])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn within_a_state_file_a_job_and_its_mention_go_in_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let jobs: Vec<Job> = (0..6).map(job).collect();
+    let ids: Vec<Id> = jobs.iter().map(|job| job.id).collect();
+    for (known, run) in [(0, "first"), (6, "second")] {
+        let store = Store::open(&path).unwrap();
+        let mut record = Record::within(store.clone(), &identity(&["a"])).unwrap();
+        assert!(record.holds_the_jobs());
+        let claims = record.claim(&ids).unwrap();
+        let already = claims.iter().filter(|claim| **claim == Claim::Already).count();
+        assert_eq!(already, known, "{run}");
+        if known == 0 {
+            record.put(&jobs).unwrap();
+        }
+        assert_eq!(record.totals(), Totals { jobs: 6, results: 6 });
+        record.end().unwrap();
+        let counts = store.batch(&"spring".parse().unwrap()).await.unwrap().unwrap();
+        assert_eq!((counts.jobs, counts.expected), (6, 6), "{run}");
+        store.close().await;
+    }
+    let mut rehearsal = Record::rehearse_within(&path, &identity(&["a"])).unwrap();
+    assert!(rehearsal.claim(&ids).unwrap().iter().all(|claim| *claim == Claim::Already));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_batches_of_one_state_file_do_not_mix_and_one_batch_has_one_run_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("state")).unwrap();
+    let other_process = Store::open(&folder.path().join("state")).unwrap();
+    let plan = Plan::new("tiliter", &["b".to_owned()], 1, Tariff::default()).unwrap();
+    let autumn = Identity::new(&"autumn".parse().unwrap(), &plan, Priority::Normal, "localhost:5672/");
+    let mut spring = Record::within(store.clone(), &identity(&["a"])).unwrap();
+    spring.put(&[job(1)]).unwrap();
+    assert_eq!(Record::within(other_process.clone(), &autumn).unwrap().totals(), Totals::default());
+    let refused = Record::within(other_process.clone(), &identity(&["a"])).unwrap_err();
+    assert!(matches!(refused, RecordError::InUse(_)), "{refused}");
+    spring.end().unwrap();
+    assert_eq!(Record::within(other_process, &identity(&["a"])).unwrap().totals().jobs, 1);
 }
