@@ -11,7 +11,13 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::gcra::LEAD_US;
+use crate::{
+    gcra::{Decision, HORIZON_US, LEAD_US},
+    limiter::{Reservation, Slot},
+};
+
+/// Asked back this long before the moment that is free, so that it is booked before it comes.
+const COME_BACK_AHEAD: Duration = Duration::from_micros(HORIZON_US / 2);
 
 /// How far two clocks drift apart, in millionths: a sample's error grows by so much with its age.
 const DRIFT_PPM: u64 = 100;
@@ -132,6 +138,19 @@ impl Clock {
         match self.lock().local_us(server_us) {
             Some(local_us) => self.origin + Duration::from_micros(local_us),
             None => Instant::now(),
+        }
+    }
+
+    /// A decision on the server's clock as an answer on this process's.
+    pub(crate) fn reservation(&self, decision: &Decision) -> Reservation {
+        match decision {
+            Decision::Slots(slots) => {
+                Reservation::Slots(slots.iter().map(|slot| Slot { at: self.at(*slot) }).collect())
+            }
+            Decision::ComeBack(at) => {
+                let at = self.at(*at);
+                Reservation::ComeBack(at.checked_sub(COME_BACK_AHEAD).unwrap_or(at))
+            }
         }
     }
 

@@ -6,3 +6,4 @@ pub mod conformance;
 pub mod fleet;
 pub mod private_redis;
 pub mod servers;
+pub mod venv;

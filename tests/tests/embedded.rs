@@ -14,13 +14,12 @@ use pixfleet_shared::{
     embedded::Embedded,
     ledger::Ledger,
     limiter::{RateLimiter, Reservation},
-    queue::{Filter, From, Subscription},
+    queue::{Filter, From, Queue, Subscription},
     result::Announcement,
 };
 use pixfleet_tests::conformance::{
-    ledger as ledgers,
     limiter::{self as limiters, assert_never_above, greedy, per_second, slots},
-    queue::{self as queues, job},
+    queue::job,
 };
 use tempfile::TempDir;
 use tokio::{
@@ -44,87 +43,27 @@ async fn fleet(path: &Path, size: usize) -> Vec<Embedded> {
     fleet
 }
 
-fn clients<T: ?Sized>(handles: &[Arc<T>]) -> Vec<&T> {
-    handles.iter().map(|handle| &**handle).collect()
+async fn queue() -> (Arc<dyn Queue>, (TempDir, Embedded)) {
+    let (folder, path) = state();
+    let engine = Embedded::open(&path).await.unwrap();
+    (engine.queue(), (folder, engine))
 }
 
-fn limiters_of(fleet: &[Embedded]) -> Vec<Arc<dyn RateLimiter>> {
-    fleet.iter().map(Embedded::limiter).collect()
+async fn four_limiters() -> (Vec<Arc<dyn RateLimiter>>, (TempDir, Vec<Embedded>)) {
+    let (folder, path) = state();
+    let engines = fleet(&path, 4).await;
+    (engines.iter().map(Embedded::limiter).collect(), (folder, engines))
 }
 
-macro_rules! queue_conforms {
-    ($($promise:ident),* $(,)?) => {$(
-        #[tokio::test(flavor = "multi_thread")]
-        async fn $promise() {
-            let (_folder, path) = state();
-            let engine = Embedded::open(&path).await.unwrap();
-            queues::$promise(engine.queue()).await;
-            engine.close().await;
-        }
-    )*};
+async fn three_ledgers() -> (Vec<Arc<dyn Ledger>>, (TempDir, Vec<Embedded>)) {
+    let (folder, path) = state();
+    let engines = fleet(&path, 3).await;
+    (engines.iter().map(Embedded::ledger).collect(), (folder, engines))
 }
 
-queue_conforms!(
-    a_completed_job_leaves_its_results_and_does_not_come_back,
-    a_retry_spends_an_attempt_and_a_release_does_not,
-    a_retry_publishes_what_is_answered,
-    a_dead_letter_is_a_result_too,
-    a_dropped_delivery_comes_back,
-    a_stopped_intake_gives_back_what_it_had_not_lent,
-    no_priority_starves_another,
-    a_durable_subscriber_goes_on_where_it_committed,
-    the_log_replays_and_filters,
-);
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_new_batch_gets_the_emptiest_lane() {
-    let (_folder, path) = state();
-    queues::a_new_batch_gets_the_emptiest_lane(Embedded::open(&path).await.unwrap().queue(), 4).await;
-}
-
-macro_rules! limiter_conforms {
-    ($($promise:ident($clients:ident)),* $(,)?) => {
-        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $promise() {
-            let (_folder, path) = state();
-            let engines = fleet(&path, 4).await;
-            let limiters = limiters_of(&engines);
-            limiter_conforms!(@run $promise, $clients, limiters);
-        })*
-    };
-    (@run $promise:ident, fleet, $limiters:ident) => { limiters::$promise("test", &clients(&$limiters)).await };
-    (@run $promise:ident, client, $limiters:ident) => { limiters::$promise("test", &*$limiters[0]).await };
-}
-
-limiter_conforms! {
-    no_window_holds_more_than_its_calls(fleet),
-    a_call_takes_its_models_from_a_limit_on_models(fleet),
-    slots_come_in_order_and_soon(client),
-    what_is_booked_after_a_late_call_makes_room(fleet),
-    a_stack_without_limits_lets_every_call_go(client),
-    a_hold_off_reaches_every_client(fleet),
-    a_shorter_hold_off_never_ends_a_longer_one(fleet),
-    work_goes_on_when_a_hold_off_is_over(client),
-    stacks_are_independent(client),
-    what_can_never_be_granted_is_refused(client),
-}
-
-macro_rules! ledger_conforms {
-    ($($promise:ident),* $(,)?) => {
-        $(#[tokio::test(flavor = "multi_thread")]
-        async fn $promise() {
-            let (_folder, path) = state();
-            let ledgers: Vec<Arc<dyn Ledger>> = fleet(&path, 3).await.iter().map(Embedded::ledger).collect();
-            ledgers::$promise("test", &clients(&ledgers)).await;
-        })*
-    };
-}
-
-ledger_conforms! {
-    a_settled_job_is_known_to_every_client,
-    a_job_may_be_settled_twice,
-    a_question_settles_nothing,
-}
+pixfleet_tests::queue_conforms!(queue);
+pixfleet_tests::limiter_conforms!(four_limiters);
+pixfleet_tests::ledger_conforms!(three_ledgers);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_are_lent_to_one_process_at_a_time_and_those_of_one_that_closed_go_to_the_others() {

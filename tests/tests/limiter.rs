@@ -11,8 +11,7 @@ use pixfleet_shared::{
     limiter::{LimiterError, RateLimiter, Reservation},
 };
 use pixfleet_tests::{
-    conformance::ledger as ledgers,
-    conformance::limiter::{self as suite, assert_never_above, greedy, held, per_second, slots},
+    conformance::limiter::{assert_never_above, greedy, held, per_second, slots},
     private_redis::PrivateRedis,
     servers::{fresh_name, redis_url},
 };
@@ -47,49 +46,18 @@ async fn well_again(engine: &Redis) {
     engine.ready(PATIENCE).await.unwrap();
 }
 
-macro_rules! conformance {
-    ($($promise:ident($clients:ident)),* $(,)?) => {
-        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $promise() {
-            let engines = fleet(&config(&redis_url()), 4).await;
-            let limiters = limiters(&engines);
-            conformance!(@run $promise, $clients, limiters);
-        })*
-    };
-    (@run $promise:ident, fleet, $limiters:ident) => { suite::$promise("test", &clients(&$limiters)).await };
-    (@run $promise:ident, client, $limiters:ident) => { suite::$promise("test", &*$limiters[0]).await };
+async fn four_limiters() -> (Vec<Arc<dyn RateLimiter>>, Vec<Redis>) {
+    let engines = fleet(&config(&redis_url()), 4).await;
+    (engines.iter().map(|engine| engine.limiter() as Arc<dyn RateLimiter>).collect(), engines)
 }
 
-conformance! {
-    no_window_holds_more_than_its_calls(fleet),
-    a_call_takes_its_models_from_a_limit_on_models(fleet),
-    slots_come_in_order_and_soon(client),
-    what_is_booked_after_a_late_call_makes_room(fleet),
-    a_stack_without_limits_lets_every_call_go(client),
-    a_hold_off_reaches_every_client(fleet),
-    a_shorter_hold_off_never_ends_a_longer_one(fleet),
-    work_goes_on_when_a_hold_off_is_over(client),
-    stacks_are_independent(client),
-    what_can_never_be_granted_is_refused(client),
+async fn three_ledgers() -> (Vec<Arc<dyn Ledger>>, Vec<Redis>) {
+    let engines = fleet(&config(&redis_url()), 3).await;
+    (engines.iter().map(Redis::ledger).collect(), engines)
 }
 
-macro_rules! ledger_conforms {
-    ($($promise:ident),* $(,)?) => {
-        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $promise() {
-            let config = config(&redis_url());
-            let ledgers: Vec<_> = fleet(&config, 3).await.iter().map(Redis::ledger).collect();
-            let clients: Vec<&dyn Ledger> = ledgers.iter().map(|ledger| &**ledger).collect();
-            ledgers::$promise(&config.namespace, &clients).await;
-        })*
-    };
-}
-
-ledger_conforms! {
-    a_settled_job_is_known_to_every_client,
-    a_job_may_be_settled_twice,
-    a_question_settles_nothing,
-}
+pixfleet_tests::limiter_conforms!(four_limiters);
+pixfleet_tests::ledger_conforms!(three_ledgers);
 
 /// Two processes book as fast as they may while `disturb` is done to their server again and again.
 async fn never_above_20_while<F, G>(mut server: PrivateRedis, times: usize, mut disturb: F)

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use pixfleet_tests::{fleet::pixfleet, servers};
+use pixfleet_tests::{fleet::pixfleet, servers, venv};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{net::TcpStream, time::timeout};
@@ -21,37 +21,9 @@ const START: Duration = Duration::from_secs(120);
 /// The longest that the whole run may take.
 const RUN: Duration = Duration::from_secs(300);
 
-/// A Python with the pinned server, made once for these pins.
+/// A Python with the pinned server.
 fn venv() -> PathBuf {
-    let requirements = servers::repository().join("docs/local-ocr/requirements.txt");
-    let pins = fs::read_to_string(&requirements).unwrap();
-    let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join("local-ocr");
-    let stamp = venv.join("requirements.installed");
-    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == pins) {
-        return venv;
-    }
-    done(
-        Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv),
-        "Python 3.11 or later with venv: apt-get install python3-venv",
-    );
-    let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
-    done(
-        Command::new(venv.join("bin/python")).args(install).arg(requirements),
-        "Python 3.11 or later, and pip with its package index",
-    );
-    fs::write(stamp, pins).unwrap();
-    venv
-}
-
-fn done(command: &mut Command, needed: &str) -> Output {
-    let output =
-        command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; this test needs {needed}"));
-    assert!(
-        output.status.success(),
-        "{command:?} failed; this test needs {needed}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    output
+    venv::with_packages("local-ocr", "docs/local-ocr/requirements.txt")
 }
 
 /// The running OCR server; ended with the test.
@@ -148,7 +120,8 @@ async fn a_folder_of_scans_becomes_their_texts_without_a_key() {
     let (scans, out) = (folder.path().join("scans"), folder.path().join("texts.jsonl"));
     fs::create_dir(&scans).unwrap();
     let script = servers::repository().join("tests/local_ocr/draw.py");
-    let drawn = done(Command::new(venv.join("bin/python")).arg(script).arg(&scans), "Pillow in its venv");
+    let drawn =
+        venv::done(Command::new(venv::python_of(&venv)).arg(script).arg(&scans), "Pillow in its venv");
     let texts: BTreeMap<String, Vec<String>> = serde_json::from_slice(&drawn.stdout).unwrap();
 
     let server = Server::start(&venv, folder.path().join("server.log")).await;

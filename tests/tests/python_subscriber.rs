@@ -15,43 +15,15 @@ use pixfleet_shared::{
     queue::Queue,
     result::{Answer, Failure, ImageResult, Label, Outcome},
 };
-use pixfleet_tests::servers;
+use pixfleet_tests::{servers, venv};
 use tempfile::TempDir;
 use tokio::{sync::watch, time::timeout};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A Python with the subscriber's requirements, made once below `target`.
+/// A Python with the subscriber's requirements.
 fn python() -> PathBuf {
-    let folder = servers::repository().join("docs/subscribers/python");
-    let venv = servers::repository().join("target/python-subscriber");
-    let python = venv.join("bin/python");
-    let requirements = std::fs::read_to_string(folder.join("requirements.txt")).unwrap();
-    let stamp = venv.join("requirements.installed");
-    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == requirements) {
-        return python;
-    }
-    done(
-        Command::new("python3").args(["-m", "venv"]).arg(&venv),
-        "Python 3 with venv: apt-get install python3-venv",
-    );
-    let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
-    done(
-        Command::new(&python).args(install).arg(folder.join("requirements.txt")),
-        "pip and its package index",
-    );
-    std::fs::write(stamp, requirements).unwrap();
-    python
-}
-
-fn done(command: &mut Command, needed: &str) {
-    let output =
-        command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; this test needs {needed}"));
-    assert!(
-        output.status.success(),
-        "{command:?} failed; this test needs {needed}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    venv::python_of(&venv::with_packages("subscriber", "docs/subscribers/python/requirements.txt"))
 }
 
 /// The running subscriber; ended with the test.

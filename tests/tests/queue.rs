@@ -13,10 +13,7 @@ use pixfleet_shared::{
     job::{MAX_JOB_BYTES, Priority},
     queue::{Queue, QueueError},
 };
-use pixfleet_tests::{
-    conformance::queue::{self as suite, job},
-    servers,
-};
+use pixfleet_tests::{conformance::queue::job, servers};
 use tokio::{sync::watch, time::timeout};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,34 +24,12 @@ async fn engine() -> (Arc<RabbitQueue>, String) {
     (RabbitQueue::connect(config).await.unwrap(), url)
 }
 
-macro_rules! conforms {
-    ($($promise:ident),* $(,)?) => {$(
-        #[tokio::test(flavor = "multi_thread")]
-        async fn $promise() {
-            let (queue, _) = engine().await;
-            suite::$promise(queue.clone()).await;
-            queue.close().await;
-        }
-    )*};
+async fn conforming() -> (Arc<dyn Queue>, String) {
+    let (queue, url) = engine().await;
+    (queue, url)
 }
 
-conforms!(
-    a_completed_job_leaves_its_results_and_does_not_come_back,
-    a_retry_spends_an_attempt_and_a_release_does_not,
-    a_retry_publishes_what_is_answered,
-    a_dead_letter_is_a_result_too,
-    a_dropped_delivery_comes_back,
-    a_stopped_intake_gives_back_what_it_had_not_lent,
-    no_priority_starves_another,
-    a_durable_subscriber_goes_on_where_it_committed,
-    the_log_replays_and_filters,
-);
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_new_batch_gets_the_emptiest_lane() {
-    let (queue, _) = engine().await;
-    suite::a_new_batch_gets_the_emptiest_lane(queue, Config::default().lanes).await;
-}
+pixfleet_tests::queue_conforms!(conforming);
 
 async fn raw(url: &str) -> lapin::Channel {
     let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();

@@ -59,18 +59,27 @@ impl Calls {
     /// The figures, under the provider's name.
     pub(crate) fn statistics(&self, provider: &str) -> CallStatistics {
         let seconds = self.departures.map_or(0.0, |(first, last)| last.duration_since(first).as_secs_f64());
-        let throughput_per_s = (seconds > 0.0).then(|| (self.count - 1) as f64 / seconds);
-        CallStatistics {
+        let statistics = CallStatistics {
             provider: provider.to_owned(),
             requests: self.count,
             seconds,
             average_ms: self.duration_us as f64 / 1e3 / self.count.max(1) as f64,
-            throughput_per_s,
+            throughput_per_s: None,
             limit_per_s: self.limit_per_s,
-            utilisation: throughput_per_s.zip(self.limit_per_s).map(|(rate, limit)| rate / limit),
+            utilisation: None,
             throttled: self.throttled,
             cost: self.cost_nano as f64 / 1e9,
-        }
+        };
+        statistics.with_rates()
+    }
+}
+
+impl CallStatistics {
+    /// With the rate that requests and seconds make, and its share of the limit.
+    pub(crate) fn with_rates(mut self) -> Self {
+        self.throughput_per_s = (self.seconds > 0.0).then(|| (self.requests - 1) as f64 / self.seconds);
+        self.utilisation = self.throughput_per_s.zip(self.limit_per_s).map(|(rate, limit)| rate / limit);
+        self
     }
 }
 

@@ -143,17 +143,16 @@ fn shortened(message: &str) -> String {
 }
 
 fn statistics(calls: &CallCounts) -> CallStatistics {
-    let seconds = (calls.last_us - calls.first_us) as f64 / 1e6;
-    let throughput_per_s = (seconds > 0.0).then(|| (calls.calls - 1) as f64 / seconds);
-    CallStatistics {
+    let statistics = CallStatistics {
         provider: calls.provider.clone(),
         requests: calls.calls,
-        seconds,
+        seconds: (calls.last_us - calls.first_us) as f64 / 1e6,
         average_ms: calls.duration_us as f64 / 1e3 / calls.calls.max(1) as f64,
-        throughput_per_s,
+        throughput_per_s: None,
         limit_per_s: calls.limit_per_s,
-        utilisation: throughput_per_s.zip(calls.limit_per_s).map(|(rate, limit)| rate / limit),
+        utilisation: None,
         throttled: calls.throttled,
         cost: calls.cost,
-    }
+    };
+    statistics.with_rates()
 }

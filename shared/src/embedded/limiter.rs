@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, Observed},
-    gcra::{Decision, HORIZON_US, LEAD_US, Moment},
+    gcra::{Decision, LEAD_US, Moment},
     judge::{self, Spacing},
     limiter::{LimiterError, RateLimiter, Reservation, Slot, Stack},
 };
@@ -28,8 +28,6 @@ use crate::{
 const MAX_CALLS: usize = 64;
 /// Longer pauses are cut to this.
 const MAX_PAUSE: Duration = Duration::from_secs(31 * 86_400);
-/// Asked back this long before the moment that is free, so that it is booked before it comes.
-const COME_BACK_AHEAD: Duration = Duration::from_micros(HORIZON_US / 2);
 /// The longest lead, however slow the disk was lately.
 const MAX_LEAD_US: u64 = 100_000;
 
@@ -90,7 +88,7 @@ impl EmbeddedLimiter {
     }
 
     /// Slots from the disk, and an allowance behind them.
-    async fn from_disk(
+    async fn booked(
         &self,
         stack: &Stack,
         spacings: &[Spacing<'_>],
@@ -143,17 +141,9 @@ impl RateLimiter for EmbeddedLimiter {
         let at_hand = if doubt { None } else { self.at_hand(stack, &spacings, calls, now_us) };
         let decision = match at_hand {
             Some(decision) => decision,
-            None => self.from_disk(stack, &spacings, calls, doubt).await?,
+            None => self.booked(stack, &spacings, calls, doubt).await?,
         };
-        Ok(match decision {
-            Decision::Slots(slots) => {
-                Reservation::Slots(slots.iter().map(|slot| Slot { at: self.clock.at(*slot) }).collect())
-            }
-            Decision::ComeBack(at) => {
-                let at = self.clock.at(at);
-                Reservation::ComeBack(at.checked_sub(COME_BACK_AHEAD).unwrap_or(at))
-            }
-        })
+        Ok(self.clock.reservation(&decision))
     }
 
     async fn late(&self, stack: &Stack, by: Duration) -> Result<(), LimiterError> {

@@ -1,5 +1,86 @@
-//! What every engine behind a seam keeps to, as plain functions over the seam: an engine's test calls each.
+//! What every engine behind a seam keeps to, as plain functions over the seam, and one list of them for each seam: an
+//! engine's test says how it is opened, and is held to all of them.
 
 pub mod ledger;
 pub mod limiter;
 pub mod queue;
+
+/// A test for every promise of a queue. `$open` is an async function that opens a new queue, and returns it with
+/// whatever has to live as long.
+#[macro_export]
+macro_rules! queue_conforms {
+    ($open:path) => {
+        $crate::queue_conforms!(@each $open,
+            a_completed_job_leaves_its_results_and_does_not_come_back,
+            a_retry_spends_an_attempt_and_a_release_does_not,
+            a_retry_publishes_what_is_answered,
+            a_dead_letter_is_a_result_too,
+            a_dropped_delivery_comes_back,
+            a_stopped_intake_gives_back_what_it_had_not_lent,
+            no_priority_starves_another,
+            a_new_batch_gets_the_emptiest_lane,
+            a_durable_subscriber_goes_on_where_it_committed,
+            the_log_replays_and_filters,
+        );
+    };
+    (@each $open:path, $($promise:ident),* $(,)?) => {$(
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $promise() {
+            let (queue, _keep) = $open().await;
+            $crate::conformance::queue::$promise(queue.clone()).await;
+            pixfleet_shared::queue::Queue::close(&*queue).await;
+        }
+    )*};
+}
+
+/// A test for every promise of a limiter. `$open` is an async function that opens four clients of one limiter, as four
+/// processes have them, and returns them with whatever has to live as long.
+#[macro_export]
+macro_rules! limiter_conforms {
+    ($open:path) => {
+        $crate::limiter_conforms!(@each $open,
+            no_window_holds_more_than_its_calls(fleet),
+            a_call_takes_its_models_from_a_limit_on_models(fleet),
+            slots_come_in_order_and_soon(client),
+            what_is_booked_after_a_late_call_makes_room(fleet),
+            a_stack_without_limits_lets_every_call_go(client),
+            a_hold_off_reaches_every_client(fleet),
+            a_shorter_hold_off_never_ends_a_longer_one(fleet),
+            work_goes_on_when_a_hold_off_is_over(client),
+            stacks_are_independent(client),
+            what_can_never_be_granted_is_refused(client),
+        );
+    };
+    (@each $open:path, $($promise:ident($clients:ident)),* $(,)?) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $promise() {
+            let (limiters, _keep) = $open().await;
+            let fleet: Vec<&dyn pixfleet_shared::limiter::RateLimiter> = limiters.iter().map(|limiter| &**limiter).collect();
+            $crate::limiter_conforms!(@run $promise, $clients, fleet);
+        }
+    )*};
+    (@run $promise:ident, fleet, $fleet:ident) => { $crate::conformance::limiter::$promise("test", &$fleet).await };
+    (@run $promise:ident, client, $fleet:ident) => { $crate::conformance::limiter::$promise("test", $fleet[0]).await };
+}
+
+/// A test for every promise of a ledger. `$open` is an async function that opens several clients of one ledger, and
+/// returns them with whatever has to live as long.
+#[macro_export]
+macro_rules! ledger_conforms {
+    ($open:path) => {
+        $crate::ledger_conforms!(@each $open,
+            a_settled_job_is_known_to_every_client,
+            a_job_may_be_settled_twice,
+            a_question_settles_nothing,
+        );
+    };
+    (@each $open:path, $($promise:ident),* $(,)?) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $promise() {
+            let (ledgers, _keep) = $open().await;
+            let fleet: Vec<&dyn pixfleet_shared::ledger::Ledger> = ledgers.iter().map(|ledger| &**ledger).collect();
+            let name = $crate::servers::fresh_name("ledger");
+            $crate::conformance::ledger::$promise(&name, &fleet).await;
+        }
+    )*};
+}

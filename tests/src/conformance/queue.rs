@@ -13,6 +13,9 @@ use tokio::{sync::watch, time::timeout};
 /// The longest that any promise may take to show; a passing test takes far less.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Lanes of a priority, by default.
+const LANES: u8 = 4;
+
 /// A job of `batch` for image number `n`.
 pub fn job(batch: &str, n: usize) -> Job {
     let image = Image { id: format!("i{n}"), source: Source::Url(format!("http://images.example/{n}.jpg")) };
@@ -150,8 +153,8 @@ pub async fn no_priority_starves_another(queue: Arc<dyn Queue>) {
 }
 
 /// A new batch gets the lane with the fewest waiting jobs.
-pub async fn a_new_batch_gets_the_emptiest_lane(queue: Arc<dyn Queue>, lanes: u8) {
-    let free = lanes - 1;
+pub async fn a_new_batch_gets_the_emptiest_lane(queue: Arc<dyn Queue>) {
+    let free = LANES - 1;
     let jobs = (0..free).map(|lane| {
         let mut job = job("big", lane.into());
         job.lane = lane;

@@ -15,7 +15,7 @@ use crate::{
     clock::{Clock, Observed},
     gcra::{CLOCK_STEP_US, Decision, HORIZON_US},
     judge::{self, Spacing},
-    limiter::{LimiterError, RateLimiter, Reservation, Slot, Stack, Unit},
+    limiter::{LimiterError, RateLimiter, Reservation, Stack, Unit},
 };
 
 /// The most calls that one reservation books.
@@ -26,8 +26,6 @@ const KEEP_IDLE: Duration = Duration::from_secs(86_400);
 const MAX_PAUSE: Duration = Duration::from_secs(31 * 86_400);
 /// A server that is reminded of a hold-off may be a little behind; see its use.
 const REMINDER_MARGIN: Duration = Duration::from_millis(250);
-/// Asked back this long before the moment that is free, so that it is booked before it comes.
-const COME_BACK_AHEAD: Duration = Duration::from_micros(HORIZON_US / 2);
 
 /// The rate limiter on Redis.
 pub struct RedisLimiter {
@@ -197,15 +195,7 @@ impl RedisLimiter {
 impl RateLimiter for RedisLimiter {
     async fn reserve(&self, stack: &Stack, calls: &[u32]) -> Result<Reservation, LimiterError> {
         let booking = self.book(stack, calls).await?;
-        Ok(match booking.decision {
-            Decision::Slots(slots) => {
-                Reservation::Slots(slots.iter().map(|slot| Slot { at: self.clock.at(*slot) }).collect())
-            }
-            Decision::ComeBack(at) => {
-                let at = self.clock.at(at);
-                Reservation::ComeBack(at.checked_sub(COME_BACK_AHEAD).unwrap_or(at))
-            }
-        })
+        Ok(self.clock.reservation(&booking.decision))
     }
 
     async fn late(&self, stack: &Stack, by: Duration) -> Result<(), LimiterError> {
