@@ -273,7 +273,7 @@ fn a_document_that_is_wrong_is_found_out() {
                [nowhere](nowhere.md), [no heading](../README.md#no-such-heading), [mine](#wrong), `docs/nowhere.md`\n\
                and `pixfleet wrok`, but `pixfleet worker` and `tests/bench speed`.\n\
                ```sh\n\
-               cat shared/src/nowhere.rs | pixfleet enqueue - --batch b   # no models\n\
+               cat shared/src/nowhere.rs | pixfleet enqueue - --models m   # no batch\n\
                PIXFLEET_LOG_FORMAT=json pixfleet worker --jsno > log.txt 2>&1 &\n\
                tests/services run -- cargo run -p pixfleet-cli -- demo --judge nobody\n\
                pixfleet enqueue 'a b.csv' --models \\\n  m,n --batch b\n\

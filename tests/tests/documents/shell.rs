@@ -62,12 +62,18 @@ pub(crate) fn arguments(command: &[String]) -> Option<Vec<String>> {
         "eval" => commands(rest.first()?.strip_prefix("$(")?.strip_suffix(')')?)
             .iter()
             .find_map(|inner| arguments(inner)),
-        "cargo" if rest.iter().any(|word| word == "pixfleet-cli") && rest[0] == "run" => after("--"),
+        // Without a package, `cargo run` means the one binary.
+        "cargo" if rest[0] == "run" && runs_the_binary(rest) => after("--"),
         "docker" if rest.iter().any(|word| word == "exec") => after("pixfleet"),
         "tests/services" => arguments(&after("--")?),
         name if name == "pixfleet" || name.ends_with("/pixfleet") => Some(rest.to_vec()),
         _ => None,
     }
+}
+
+fn runs_the_binary(arguments: &[String]) -> bool {
+    let package = arguments.iter().position(|word| word == "-p" || word == "--package");
+    package.is_none_or(|at| arguments.get(at + 1).is_some_and(|package| package == "pixfleet-cli"))
 }
 
 fn is_assignment(word: &str) -> bool {
