@@ -43,7 +43,7 @@ impl Collector {
     /// # Errors
     /// When the file is somebody else's, or was changed meanwhile.
     pub(super) async fn open(store: Arc<Store>, batch: &BatchName, path: &Path) -> anyhow::Result<Self> {
-        let reader = reader_of(store.path(), path);
+        let reader = reader_of(store.path(), batch, path);
         let (position, begin) = match store.reader(&reader).await? {
             Some((position, note)) => (position, Begin::After(mark(note.as_deref())?)),
             None => (0, Begin::New),
@@ -54,9 +54,15 @@ impl Collector {
         }
         let own = path.to_owned();
         let opened = spawn_blocking(move || open(&own, begin)).await?;
-        let (sink, anew) = opened.with_context(|| match begin {
-            Begin::New => format!("this run (state: {}) did not begin that file", store.path().display()),
-            Begin::After(_) => "the output of an earlier run can't be gone on with".to_owned(),
+        let (sink, anew) = opened.map_err(|error| match (&error, begin) {
+            (SinkError::Exists { .. } | SinkError::Foreign { .. }, Begin::New) => {
+                let run = format!("batch `{batch}` of {} did not begin that file", store.path().display());
+                anyhow::Error::from(error).context(run)
+            }
+            (SinkError::Shortened { .. } | SinkError::Foreign { .. }, Begin::After(_)) => {
+                anyhow::Error::from(error).context("the output of an earlier run can't be gone on with")
+            }
+            _ => error.into(),
         })?;
         let position = if anew || sink.replays() { 0 } else { position };
         Ok(Self { store, batch: batch.clone(), reader, path: path.to_owned(), sink, position })
@@ -163,12 +169,13 @@ fn mark(note: Option<&str>) -> anyhow::Result<Mark> {
     }
 }
 
-/// The reader of an output: the way to it from the state file, so that both can be moved together.
-fn reader_of(state: &Path, output: &Path) -> String {
+/// The reader of a batch's output: the way to it from the state file, so that both can be moved together. Another
+/// batch's reader is another one, or it would go on in the middle of this one's results.
+fn reader_of(state: &Path, batch: &BatchName, output: &Path) -> String {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let (state, output) = (absolute(state), absolute(output));
     let beside = state.parent().and_then(|folder| output.strip_prefix(folder).ok());
-    format!("output {}", beside.unwrap_or(&output).display())
+    format!("output {batch} {}", beside.unwrap_or(&output).display())
 }
 
 #[cfg(test)]
@@ -177,10 +184,11 @@ mod tests {
 
     #[test]
     fn an_output_beside_the_state_is_known_wherever_both_are_moved() {
-        let reader = |state: &str, output: &str| reader_of(Path::new(state), Path::new(output));
-        assert_eq!(reader("/a/s.pixfleet", "/a/out/r.csv"), "output out/r.csv");
-        assert_eq!(reader("/b/s.pixfleet", "/b/out/r.csv"), "output out/r.csv");
-        assert_eq!(reader("/a/s.pixfleet", "/elsewhere/r.csv"), "output /elsewhere/r.csv");
-        assert_eq!(reader("s.pixfleet", "r.csv"), "output r.csv");
+        let batch = "b".parse().unwrap();
+        let reader = |state: &str, output: &str| reader_of(Path::new(state), &batch, Path::new(output));
+        assert_eq!(reader("/a/s.pixfleet", "/a/out/r.csv"), "output b out/r.csv");
+        assert_eq!(reader("/b/s.pixfleet", "/b/out/r.csv"), "output b out/r.csv");
+        assert_eq!(reader("/a/s.pixfleet", "/elsewhere/r.csv"), "output b /elsewhere/r.csv");
+        assert_eq!(reader("s.pixfleet", "r.csv"), "output b r.csv");
     }
 }
