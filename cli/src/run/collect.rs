@@ -48,12 +48,17 @@ impl Collector {
             Some((position, note)) => (position, Begin::After(mark(note.as_deref())?)),
             None => (0, Begin::New),
         };
-        if matches!(begin, Begin::New) && !holds_something(path) {
+        let begins = matches!(begin, Begin::New) && !holds_something(path);
+        if begins {
             // Before the first byte: a file that this run began is known as such, however soon it is killed.
             keep(&store, &reader, 0, Mark::default()).await?;
         }
         let own = path.to_owned();
         let opened = spawn_blocking(move || open(&own, begin)).await?;
+        if begins && opened.is_err() {
+            // It is another one's, which has not written to it yet: a later run must not take it for this one's.
+            store.forget_reader(&reader).await?;
+        }
         let (sink, anew) = opened.map_err(|error| match (&error, begin) {
             (SinkError::Exists { .. } | SinkError::Foreign { .. }, Begin::New) => {
                 let run = format!("batch `{batch}` of {} did not begin that file", store.path().display());
@@ -132,8 +137,12 @@ impl Collector {
     async fn finish(mut self) -> anyhow::Result<()> {
         // The mark first: a file that is finished and not kept as such is cut to it and goes on.
         self.commit().await?;
-        let Self { sink, store, reader, position, .. } = self;
+        let Self { sink, store, reader, position, path, .. } = self;
         let mark = spawn_blocking(move || sink.finish()).await??;
+        if !holds_something(&path) {
+            // Nothing came: whoever writes into that empty file next must find it nobody's.
+            return Ok(store.forget_reader(&reader).await?);
+        }
         keep(&store, &reader, position, mark).await
     }
 
