@@ -4,8 +4,12 @@
 
 #[path = "run/files.rs"]
 mod files;
+#[path = "run/mended.rs"]
+mod mended;
 #[path = "run/refusals.rs"]
 mod refusals;
+#[path = "run/refused_files.rs"]
+mod refused_files;
 #[path = "run/sharing.rs"]
 mod sharing;
 #[path = "run/stage.rs"]
