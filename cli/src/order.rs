@@ -2,13 +2,15 @@
 
 use std::{io, num::NonZeroU32, path::Path};
 
-use anyhow::{anyhow, bail};
 use pixfleet_producer::{
     BadRows, Config,
     manifest::{ColumnNames, Format, Manifest, Reading},
     plan::{Plan, Tariff},
 };
-use pixfleet_shared::trace::TraceParent;
+use pixfleet_shared::{
+    settings::{Problem, Problems},
+    trace::TraceParent,
+};
 use pixfleet_worker::provider::{Provider, definition::Count};
 
 /// The manifests, and how they are read.
@@ -42,14 +44,20 @@ impl Rows {
     }
 
     /// A mistyped `--out images.csv` must not empty the manifest.
-    pub(crate) fn not_an_input(&self, file: &Path, flag: &str) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// When `file`, which `flag` named, is one of the manifests.
+    pub(crate) fn not_an_input(&self, file: &Path, flag: &str) -> Result<(), Problems> {
         let same = |manifest: &String| match (file.canonicalize(), Path::new(manifest).canonicalize()) {
             (Ok(file), Ok(manifest)) => file == manifest,
             _ => false,
         };
         if self.manifests.iter().any(same) {
-            let file = file.display();
-            bail!("{flag} {file} is a manifest itself, and would be overwritten: name another file");
+            let message = format!(
+                "{} is a manifest itself, and would be overwritten: name another file",
+                file.display()
+            );
+            return Err(Problem::of(flag, message).into());
         }
         Ok(())
     }
@@ -74,7 +82,7 @@ impl Ask {
     pub(crate) fn plan(&self, provider: &Provider, config: &Config) -> anyhow::Result<Plan> {
         let models = self.models(provider)?;
         for model in &models {
-            provider.accepts(model).map_err(|reason| anyhow!(reason))?;
+            provider.accepts(model).map_err(of_models)?;
         }
         let caps = [config.models_per_call, self.models_per_call];
         let models_per_call = caps
@@ -87,23 +95,30 @@ impl Ask {
             Count::PerCall => Tariff { per_call: cost.price, per_model: 0.0 },
             Count::PerModel => Tariff { per_call: 0.0, per_model: cost.price },
         };
-        Ok(Plan::new(provider.name(), &models, models_per_call, tariff)?)
+        let plan = Plan::new(provider.name(), &models, models_per_call, tariff);
+        Ok(plan.map_err(|error| of_models(error.to_string()))?)
     }
 
-    fn models(&self, provider: &Provider) -> anyhow::Result<Vec<String>> {
+    fn models(&self, provider: &Provider) -> Result<Vec<String>, Problems> {
         if !self.models.is_empty() {
             return Ok(self.models.clone());
         }
         match provider.definition().models.as_slice() {
             [only] if !only.ends_with('*') => Ok(vec![only.clone()]),
-            [] => bail!("no model is named: say what each image is asked, --models MODEL,..."),
-            several => bail!(
-                "no model is named: say what each image is asked, --models MODEL,... ({} knows {})",
+            [] => {
+                Err(of_models("none is named: say what each image is asked, --models MODEL,...".to_owned()))
+            }
+            several => Err(of_models(format!(
+                "none is named: say what each image is asked, --models MODEL,... (`{}` knows {})",
                 provider.name(),
                 several.join(", ")
-            ),
+            ))),
         }
     }
+}
+
+fn of_models(message: String) -> Problems {
+    Problem::of("--models", message).into()
 }
 
 /// The trace that the environment says; whoever set it wrongly meant another program, so a new one then.

@@ -1,10 +1,11 @@
 //! `pixfleet run`: the whole job on one machine, in one process, with no server.
 //!
-//! A run is a producer, a worker and a collector over one state file: `names` calls the things by their names, `reach`
-//! looks whether the API is there, `parts` starts them and ends them in their order, `collect` takes results to the
+//! A run is a producer, a worker and a collector over one state file: `names` calls the things by their names, `files`
+//! and `reach` look whether the files can be there and the API is, `parts` starts them and ends them in their order, `collect` takes results to the
 //! outputs, `meter` and `view` show how it goes, and `report` says what came of it.
 
 mod collect;
+mod files;
 mod meter;
 mod names;
 mod parts;
@@ -12,21 +13,20 @@ mod reach;
 mod report;
 mod view;
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    sync::Arc,
-};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::bail;
-use pixfleet_producer::{Order, Tally, plan::Plan, record::Identity};
+use pixfleet_producer::{
+    Order, Tally,
+    manifest::Manifest,
+    plan::Plan,
+    record::{Identity, Record},
+};
 use pixfleet_shared::{
     batch::BatchName,
     embedded::{BatchCounts, Embedded},
     job::Priority,
 };
-use pixfleet_sinks::Kind;
 use pixfleet_worker::{Board, provider::Provider};
 use tokio_util::sync::CancellationToken;
 
@@ -102,17 +102,19 @@ impl Args {
 /// What is wrong with the order, the API, a file or a disk. What was answered until then is kept.
 pub(crate) async fn run(args: Args, loaded: Loaded, provider: Provider) -> anyhow::Result<ExitCode> {
     let task = Task::of(&args, loaded.config, provider)?;
+    // Before the state file is begun: a mistyped name leaves nothing behind.
+    let manifest = args.rows.open(true)?;
     let stop = on_signal()?;
     reach::check(&task.provider).await?;
     let embedded = Embedded::open(&task.state).await?;
-    let ended = task.run(&args, &embedded, stop).await;
+    let ended = task.run(&args, manifest, &embedded, stop).await;
     let counts = embedded.store().batch(&task.batch).await;
     embedded.close().await;
     let ended = ended?;
     let counts = match (counts, ended.why) {
-        (Ok(Some(counts)), why) => (counts, why),
         // Nothing came of it, and why is all that there is to say.
-        (_, Some(why)) => return Err(why),
+        (Ok(Some(BatchCounts { jobs: 0, .. }) | None) | Err(_), Some(why)) => return Err(why),
+        (Ok(Some(counts)), why) => (counts, why),
         (Err(error), None) => return Err(error.into()),
         (Ok(None), None) => bail!("the state file does not know its own batch"),
     };
@@ -145,6 +147,9 @@ fn conclude(
     }
 }
 
+/// The longest pause after a refusal of the account, in milliseconds.
+const REFUSED_MS: u64 = 1_000;
+
 /// Everything that a run is told, checked before anything is begun.
 struct Task {
     batch: BatchName,
@@ -166,17 +171,27 @@ impl Task {
         pixfleet_producer::forecast(&plan, &provider.limits(), 0)?;
         let outputs = names::outputs(&args.out, &batch);
         let state = args.state.clone().unwrap_or_else(|| names::state(&outputs, &batch));
-        check_files(&args.rows, &outputs, &state)?;
+        files::check(&args.rows, &outputs, &state)?;
         if config.worker.fetch.roots.is_empty() {
             // Whoever runs this names the files, and may read them anyway.
             config.worker.fetch.roots = vec![PathBuf::from("/")];
         }
+        // It ends at the first refusal of the account: a longer pause would only keep the next run waiting, which
+        // comes once that is mended.
+        config.worker.refused_ms = config.worker.refused_ms.min(REFUSED_MS);
         Ok(Self { batch, plan, provider: Arc::new(provider), config, outputs, state })
     }
 
     /// Opens everything, then starts the parts and sees them to their end.
-    async fn run(&self, args: &Args, embedded: &Embedded, stop: CancellationToken) -> anyhow::Result<Ended> {
-        let manifest = args.rows.open(true)?;
+    async fn run(
+        &self,
+        args: &Args,
+        manifest: Manifest,
+        embedded: &Embedded,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Ended> {
+        let (store, batch) = (embedded.store().clone(), self.batch.clone());
+        tokio::task::spawn_blocking(move || Record::run_alone(&store, &batch)).await??;
         let identity = Identity::new(&self.batch, &self.plan, Priority::Normal, STATE_FILE);
         let record = record_within(embedded, &identity).await?;
         let mut collectors = Vec::new();
@@ -197,6 +212,7 @@ impl Task {
         let job = parts::Job {
             provider: self.provider.clone(),
             config: &self.config,
+            manifests: &args.rows.manifests,
             batch: &self.batch,
             engines: engines_of(embedded),
             store: embedded.store().clone(),
@@ -222,18 +238,4 @@ impl Task {
             meter: Meter::new(&self.provider, u32::try_from(models).unwrap_or(u32::MAX)),
         }
     }
-}
-
-/// Files that would overwrite each other, or the manifest, are refused before anything is begun.
-fn check_files(rows: &Rows, outputs: &[PathBuf], state: &Path) -> anyhow::Result<()> {
-    let mut named = BTreeSet::from([std::path::absolute(state)?]);
-    rows.not_an_input(state, "--state")?;
-    for output in outputs {
-        Kind::of(output)?;
-        rows.not_an_input(output, "--out")?;
-        if !named.insert(std::path::absolute(output)?) {
-            bail!("{} is named twice: give every output, and the state, a file of its own", output.display());
-        }
-    }
-    Ok(())
 }

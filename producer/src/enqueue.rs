@@ -10,10 +10,7 @@ mod tally;
 
 use std::{
     future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -114,8 +111,8 @@ struct Run {
     calls_per_image: usize,
     patience: Duration,
     chunks_in_flight: usize,
-    /// The first chunk has still to show that it is the batch's manifest.
-    unproven: AtomicBool,
+    /// What the batch holds, as long as the first chunk has still to show that it is the batch's manifest.
+    unproven: Mutex<Option<Totals>>,
     stop: CancellationToken,
     began: Instant,
 }
@@ -128,7 +125,7 @@ impl Run {
             calls_per_image: order.plan.calls().len(),
             patience: Duration::from_secs(config.patience_s.into()),
             chunks_in_flight: config.chunks_in_flight.get() as usize,
-            unproven: AtomicBool::new(order.same_manifest),
+            unproven: Mutex::new(None),
             stop,
             began: Instant::now(),
         }
@@ -154,8 +151,6 @@ impl Run {
             Err(why) => return Err(self.stopped(why, tally, order, &record)),
         };
         let mut totals = record.totals();
-        // The first run of a batch says which manifest it is.
-        self.unproven.fetch_and(totals.jobs > 0, Ordering::Relaxed);
         let holds_the_jobs = record.holds_the_jobs();
         let clerk = Clerk::employ(record);
         let moved = self.chunks(drafts, &clerk, holds_the_jobs, &mut tally, &mut totals, progress).await;
@@ -185,8 +180,19 @@ impl Run {
         if self.queue.is_some() && record.lane().is_none() {
             record.keep_to_lane(lane)?;
         }
-        self.announce(BatchState::Opened, record.totals()).await?;
+        let totals = record.totals();
+        if order.same_manifest && totals.jobs > 0 {
+            // Another manifest must not open a batch that is complete again.
+            *self.unproven() = Some(totals);
+        } else {
+            // The first run of a batch says which manifest it is.
+            self.announce(BatchState::Opened, totals).await?;
+        }
         Ok(lane)
+    }
+
+    fn unproven(&self) -> MutexGuard<'_, Option<Totals>> {
+        self.unproven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn announce(&self, state: BatchState, totals: Totals) -> Result<(), Why> {
@@ -217,7 +223,7 @@ impl Run {
         let mut in_flight = FuturesUnordered::new();
         let mut ended: Option<Result<(), Why>> = None;
         loop {
-            let most = if self.unproven.load(Ordering::Relaxed) { 1 } else { self.chunks_in_flight };
+            let most = if self.unproven().is_some() { 1 } else { self.chunks_in_flight };
             let room = ended.is_none() && in_flight.len() < most;
             tokio::select! {
                 Some(moved) = in_flight.next() => match moved {
@@ -256,8 +262,12 @@ impl Run {
         holds_the_jobs: bool,
     ) -> Result<(Tally, Totals), Why> {
         let claims = clerk.claim(ids(&jobs)).await?;
-        if self.unproven.swap(false, Ordering::Relaxed) && claims.iter().all(|claim| *claim == Claim::Fresh) {
-            return Err(Why::AnotherManifest { batch: self.batch.clone(), looked_at: claims.len() });
+        let unproven = self.unproven().take();
+        if let Some(totals) = unproven {
+            if claims.iter().all(|claim| *claim == Claim::Fresh) {
+                return Err(Why::AnotherManifest { batch: self.batch.clone(), looked_at: claims.len() });
+            }
+            self.announce(BatchState::Opened, totals).await?;
         }
         let (tally, fresh) = tally::sort_out(jobs, &claims, self.calls_per_image);
         if fresh.is_empty() {

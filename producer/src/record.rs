@@ -18,6 +18,7 @@ mod trouble;
 use std::{collections::HashSet, path::Path, sync::Arc};
 
 use pixfleet_shared::{
+    batch::BatchName,
     embedded::{self, Store},
     id::Id,
     job::Job,
@@ -88,6 +89,15 @@ impl Record {
     /// See [`RecordError`].
     pub fn within(state: Arc<Store>, identity: &Identity) -> Result<Self, RecordError> {
         Self::begin(Home::state(state, identity.batch())?, identity)
+    }
+
+    /// Keeps the whole of the batch for this process, until it closes the state file: another one that asks for the same
+    /// is refused. Whoever only enqueues ([`within`](Self::within)) does not ask. Not for async code.
+    ///
+    /// # Errors
+    /// [`RecordError::Running`], or what is wrong with the file.
+    pub fn run_alone(state: &Arc<Store>, batch: &BatchName) -> Result<(), RecordError> {
+        home::run_alone(state, batch.as_str())
     }
 
     /// A scratch record that knows what the one at `path` knows (if it exists) and leaves that one as it is.

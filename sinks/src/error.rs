@@ -52,7 +52,7 @@ pub enum SinkError {
         /// What is wrong with it.
         what: String,
     },
-    /// Another program holds the database.
+    /// Another program writes to it, or holds the database.
     #[error("`{}` is in use by another program: end that one, or give another name", path.display())]
     InUse {
         /// The file.

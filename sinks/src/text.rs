@@ -4,7 +4,7 @@ pub(crate) mod csv;
 pub(crate) mod jsonl;
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, TryLockError},
     io::{self, ErrorKind, Seek as _, SeekFrom},
     os::unix::fs::FileExt as _,
     path::Path,
@@ -31,6 +31,7 @@ pub(crate) fn create(path: &Path) -> Result<File, SinkError> {
     let io = |cause| SinkError::io(path, cause);
     let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
     let file = opened.map_err(io)?;
+    alone(path, &file)?;
     if file.metadata().map_err(io)?.len() > 0 {
         return Err(SinkError::exists(path));
     }
@@ -47,6 +48,7 @@ fn reopen(path: &Path, mark: Mark) -> Result<File, SinkError> {
         }
         opened => opened.map_err(io)?,
     };
+    alone(path, &file)?;
     let has = file.metadata().map_err(io)?.len();
     if has < mark.bytes {
         return Err(SinkError::Shortened { path: path.to_owned(), has, wants: mark.bytes, unit: "bytes" });
@@ -66,6 +68,14 @@ fn ends_a_line(file: &File, position: u64) -> io::Result<bool> {
         file.read_exact_at(&mut last, position - 1)?;
     }
     Ok(last == [b'\n'])
+}
+
+/// Two writers would write over each other. A file system without locks has to do without.
+fn alone(path: &Path, file: &File) -> Result<(), SinkError> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(SinkError::InUse { path: path.to_owned() }),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
+    }
 }
 
 /// What was flushed is on the disk; returns the length in bytes.

@@ -173,7 +173,11 @@ fn failure_message(provider: &Provider, reply: &Reply, body: Option<&Value>) -> 
     });
     let said = said.unwrap_or_default();
     let redirect = (300..400).contains(&status).then_some(" (redirects are not followed: check `endpoint`)");
-    provider.bounded(&format!("status {status}{}: {}", redirect.unwrap_or_default(), said.trim()))
+    let mut message = format!("status {status}{}", redirect.unwrap_or_default());
+    if !said.trim().is_empty() {
+        message += &format!(": {}", said.trim());
+    }
+    provider.bounded(&message)
 }
 
 #[cfg(test)]

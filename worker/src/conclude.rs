@@ -14,7 +14,7 @@ use crate::{
     retry,
 };
 
-/// A refused account, or a provider that this worker does not know: somebody has to mend something.
+/// A provider that this worker does not know: somebody has to mend its settings.
 pub(crate) const MENDING_PAUSE: Duration = Duration::from_secs(60);
 /// A pause where the provider named none.
 const DEFAULT_PAUSE: Duration = Duration::from_secs(1);
@@ -36,6 +36,8 @@ pub(crate) enum Ending {
 pub(crate) struct Policy<'a> {
     pub(crate) retry: &'a retry::Policy,
     pub(crate) ambiguous: Ambiguous,
+    /// The pause after the account was refused: somebody has to mend that.
+    pub(crate) refused: Duration,
     /// 0 to 1, for the jitter of a pause.
     pub(crate) random: f64,
 }
@@ -56,23 +58,23 @@ impl Ending {
 }
 
 /// For how long the whole fleet pauses after this verdict.
-pub(crate) fn fleet_pause(verdict: &Verdict) -> Option<Duration> {
+pub(crate) fn fleet_pause(verdict: &Verdict, refused: Duration) -> Option<Duration> {
     match verdict.class {
         Class::Throttled => Some(verdict.hold_off.unwrap_or(DEFAULT_PAUSE)),
-        Class::Unauthorized => Some(MENDING_PAUSE),
+        Class::Unauthorized => Some(refused),
         Class::Ok | Class::Transient | Class::Rejected | Class::Ambiguous => None,
     }
 }
 
 /// How the job ends after a call with this verdict.
 pub(crate) fn conclude(mut job: Job, call: &Call, verdict: Verdict, policy: &Policy<'_>) -> Ending {
-    let pause = fleet_pause(&verdict);
+    let pause = fleet_pause(&verdict, policy.refused);
     match (verdict.class, pause) {
         (Class::Throttled, pause) => {
             job.throttled += 1;
             Ending::Release { job: Box::new(job), after: pause.unwrap_or(DEFAULT_PAUSE) }
         }
-        (Class::Unauthorized, _) => Ending::Release { job: Box::new(job), after: MENDING_PAUSE },
+        (Class::Unauthorized, _) => Ending::Release { job: Box::new(job), after: policy.refused },
         (Class::Ambiguous, _) => {
             let sent_before = job.ambiguous > 0;
             job.ambiguous += 1;
@@ -217,7 +219,8 @@ mod tests {
 
     fn ending(job: Job, class: Class, classes: &[Class], ambiguous: Ambiguous) -> Ending {
         let verdict = verdict(class, &job, classes);
-        let policy = Policy { retry: &retry::Policy::default(), ambiguous, random: 0.5 };
+        let policy =
+            Policy { retry: &retry::Policy::default(), ambiguous, refused: MENDING_PAUSE, random: 0.5 };
         conclude(job, &call(), verdict, &policy)
     }
 

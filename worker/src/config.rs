@@ -18,6 +18,10 @@ pub struct Config {
     /// Time to finish after SIGTERM, in milliseconds. What is left then is delivered to others. Default: 30000.
     #[schemars(range(min = 0, max = 3_600_000))]
     pub drain_ms: u64,
+    /// How long a provider's calls pause after it refused the account, in milliseconds, 1 to 3600000; then one looks
+    /// whether that was mended. `run` ends at the first refusal instead, and pauses for a second. Default: 60000.
+    #[schemars(range(min = 1, max = 3_600_000))]
+    pub refused_ms: u64,
     /// How failed calls are tried again.
     pub retry: retry::Policy,
     /// How pictures are fetched.
@@ -30,6 +34,7 @@ impl Default for Config {
             name: String::new(),
             concurrency: 64,
             drain_ms: 30_000,
+            refused_ms: 60_000,
             retry: retry::Policy::default(),
             fetch: image::Config::default(),
         }

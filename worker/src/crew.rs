@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pixfleet_shared::{
@@ -54,6 +54,14 @@ pub struct Refusal {
     pub provider: String,
     /// What it said.
     pub message: String,
+    /// When.
+    pub at: Instant,
+}
+
+impl Refusal {
+    fn differs_from(&self, other: &Self) -> bool {
+        (&self.provider, &self.message) != (&other.provider, &other.message)
+    }
 }
 
 impl Board {
@@ -62,9 +70,12 @@ impl Board {
         self.refusal.subscribe()
     }
 
-    pub(crate) fn refused(&self, provider: &str, message: &str) {
-        let refusal = Refusal { provider: provider.to_owned(), message: message.to_owned() };
-        self.refusal.send_replace(Some(refusal));
+    /// Notes a refusal; answers whether it is news, and not the one of less than `again_after` ago.
+    pub(crate) fn refused(&self, provider: &str, message: &str, again_after: Duration) -> bool {
+        let refusal =
+            Refusal { provider: provider.to_owned(), message: message.to_owned(), at: Instant::now() };
+        let last = self.refusal.send_replace(Some(refusal.clone()));
+        last.is_none_or(|last| last.differs_from(&refusal) || refusal.at - last.at >= again_after)
     }
 }
 

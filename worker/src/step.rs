@@ -94,11 +94,12 @@ async fn line(crew: &Crew, job: Job) -> Result<Ending, Early> {
     crew.recent.record(prepared + outcome.duration);
     let verdict = classify(&serving.provider, &outcome, &job.models, Timestamp::now());
     count(crew, serving, &job, &outcome, &verdict);
-    if let Some(pause) = fleet_pause(&verdict) {
+    let policy = policy(crew, serving);
+    if let Some(pause) = fleet_pause(&verdict, policy.refused) {
         hold_off(crew, serving, pause).await;
     }
     let facts = facts(crew, serving, &job, &outcome);
-    Ok(conclude(job, &facts, verdict, &policy(crew, serving)))
+    Ok(conclude(job, &facts, verdict, &policy))
 }
 
 /// Asks the ledger until it answers. Without it nothing may be spent: the job waits, until the worker stops.
@@ -150,7 +151,12 @@ fn uncalled(crew: &Crew, serving: &Serving, job: &Job, class: Class, why: &str) 
 }
 
 fn policy<'a>(crew: &'a Crew, serving: &Serving) -> Policy<'a> {
-    Policy { retry: &crew.config.retry, ambiguous: serving.provider.ambiguous(), random: rand::random() }
+    Policy {
+        retry: &crew.config.retry,
+        ambiguous: serving.provider.ambiguous(),
+        refused: Duration::from_millis(crew.config.refused_ms),
+        random: rand::random(),
+    }
 }
 
 /// Waits for room among the calls under way, where the provider has a bound of its own.
@@ -244,8 +250,11 @@ fn count(crew: &Crew, serving: &Serving, job: &Job, outcome: &CallOutcome, verdi
         Class::Transient | Class::Rejected => info!(class, why, "the call failed"),
         Class::Ambiguous => warn!(why, "the call left and no answer came: it may have been paid for"),
         Class::Unauthorized => {
-            crew.board.refused(&job.provider, why);
-            error!(why, "the account is refused: the provider is stopped, its jobs wait");
+            // The calls that were in flight beside it are refused, too: said once.
+            let again_after = Duration::from_millis(crew.config.refused_ms);
+            if crew.board.refused(&job.provider, why, again_after) {
+                error!(why, "the account is refused: the provider is stopped, its jobs wait");
+            }
         }
     }
 }

@@ -43,20 +43,31 @@ impl Collector {
     /// # Errors
     /// When the file is somebody else's, or was changed meanwhile.
     pub(super) async fn open(store: Arc<Store>, batch: &BatchName, path: &Path) -> anyhow::Result<Self> {
-        let reader = reader_of(store.path(), path);
+        let reader = reader_of(store.path(), batch, path);
         let (position, begin) = match store.reader(&reader).await? {
             Some((position, note)) => (position, Begin::After(mark(note.as_deref())?)),
             None => (0, Begin::New),
         };
-        if matches!(begin, Begin::New) && !holds_something(path) {
+        let begins = matches!(begin, Begin::New) && !holds_something(path);
+        if begins {
             // Before the first byte: a file that this run began is known as such, however soon it is killed.
             keep(&store, &reader, 0, Mark::default()).await?;
         }
         let own = path.to_owned();
         let opened = spawn_blocking(move || open(&own, begin)).await?;
-        let (sink, anew) = opened.with_context(|| match begin {
-            Begin::New => format!("this run (state: {}) did not begin that file", store.path().display()),
-            Begin::After(_) => "the output of an earlier run can't be gone on with".to_owned(),
+        if begins && opened.is_err() {
+            // It is another one's, which has not written to it yet: a later run must not take it for this one's.
+            store.forget_reader(&reader).await?;
+        }
+        let (sink, anew) = opened.map_err(|error| match (&error, begin) {
+            (SinkError::Exists { .. } | SinkError::Foreign { .. }, Begin::New) => {
+                let run = format!("batch `{batch}` of {} did not begin that file", store.path().display());
+                anyhow::Error::from(error).context(run)
+            }
+            (SinkError::Shortened { .. } | SinkError::Foreign { .. }, Begin::After(_)) => {
+                anyhow::Error::from(error).context("the output of an earlier run can't be gone on with")
+            }
+            _ => error.into(),
         })?;
         let position = if anew || sink.replays() { 0 } else { position };
         Ok(Self { store, batch: batch.clone(), reader, path: path.to_owned(), sink, position })
@@ -126,8 +137,12 @@ impl Collector {
     async fn finish(mut self) -> anyhow::Result<()> {
         // The mark first: a file that is finished and not kept as such is cut to it and goes on.
         self.commit().await?;
-        let Self { sink, store, reader, position, .. } = self;
+        let Self { sink, store, reader, position, path, .. } = self;
         let mark = spawn_blocking(move || sink.finish()).await??;
+        if !holds_something(&path) {
+            // Nothing came: whoever writes into that empty file next must find it nobody's.
+            return Ok(store.forget_reader(&reader).await?);
+        }
         keep(&store, &reader, position, mark).await
     }
 
@@ -163,12 +178,13 @@ fn mark(note: Option<&str>) -> anyhow::Result<Mark> {
     }
 }
 
-/// The reader of an output: the way to it from the state file, so that both can be moved together.
-fn reader_of(state: &Path, output: &Path) -> String {
+/// The reader of a batch's output: the way to it from the state file, so that both can be moved together. Another
+/// batch's reader is another one, or it would go on in the middle of this one's results.
+fn reader_of(state: &Path, batch: &BatchName, output: &Path) -> String {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let (state, output) = (absolute(state), absolute(output));
     let beside = state.parent().and_then(|folder| output.strip_prefix(folder).ok());
-    format!("output {}", beside.unwrap_or(&output).display())
+    format!("output {batch} {}", beside.unwrap_or(&output).display())
 }
 
 #[cfg(test)]
@@ -177,10 +193,11 @@ mod tests {
 
     #[test]
     fn an_output_beside_the_state_is_known_wherever_both_are_moved() {
-        let reader = |state: &str, output: &str| reader_of(Path::new(state), Path::new(output));
-        assert_eq!(reader("/a/s.pixfleet", "/a/out/r.csv"), "output out/r.csv");
-        assert_eq!(reader("/b/s.pixfleet", "/b/out/r.csv"), "output out/r.csv");
-        assert_eq!(reader("/a/s.pixfleet", "/elsewhere/r.csv"), "output /elsewhere/r.csv");
-        assert_eq!(reader("s.pixfleet", "r.csv"), "output r.csv");
+        let batch = "b".parse().unwrap();
+        let reader = |state: &str, output: &str| reader_of(Path::new(state), &batch, Path::new(output));
+        assert_eq!(reader("/a/s.pixfleet", "/a/out/r.csv"), "output b out/r.csv");
+        assert_eq!(reader("/b/s.pixfleet", "/b/out/r.csv"), "output b out/r.csv");
+        assert_eq!(reader("/a/s.pixfleet", "/elsewhere/r.csv"), "output b /elsewhere/r.csv");
+        assert_eq!(reader("s.pixfleet", "r.csv"), "output b r.csv");
     }
 }

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
-use pixfleet_shared::batch::BatchName;
+use pixfleet_shared::{
+    batch::{BadBatchName, BatchName},
+    settings::{Problem, Problems},
+};
 
 use crate::engine::state_of;
 
@@ -14,11 +16,14 @@ const LONGEST: usize = 64;
 ///
 /// # Errors
 /// When that says nothing: stdin, or a pattern.
-pub(super) fn batch(manifests: &[String]) -> anyhow::Result<BatchName> {
+pub(super) fn batch(manifests: &[String]) -> Result<BatchName, Problems> {
     let first = manifests.first().map_or("", String::as_str);
-    let told = "give the run a name, --batch NAME: the same name goes on with the same run";
+    let refused = |why: String| {
+        let way_out = "give the run a name, --batch NAME: the same name goes on with the same run";
+        Problems::from(Problem::of("--batch", format!("{why}: {way_out}")))
+    };
     if first == "-" {
-        bail!("stdin has no name: {told}");
+        return Err(refused("stdin has no name".to_owned()));
     }
     let path = first.trim_end_matches('/').split(['?', '#']).next().unwrap_or_default();
     let file = path.rsplit('/').next().unwrap_or_default();
@@ -30,9 +35,9 @@ pub(super) fn batch(manifests: &[String]) -> anyhow::Result<BatchName> {
         .take(LONGEST)
         .collect();
     if !name.contains(|c: char| c.is_ascii_alphanumeric()) {
-        bail!("`{first}` makes no name for the run: {told}");
+        return Err(refused(format!("`{first}` makes no name for the run")));
     }
-    name.parse().with_context(|| told.to_owned())
+    name.parse().map_err(|error: BadBatchName| refused(error.to_string()))
 }
 
 /// Where the results go: JSON lines beside you.

@@ -25,6 +25,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub(super) struct Job<'a> {
     pub(super) provider: Arc<Provider>,
     pub(super) config: &'a Config,
+    pub(super) manifests: &'a [String],
     pub(super) batch: &'a BatchName,
     pub(super) engines: Engines,
     pub(super) store: Arc<Store>,
@@ -94,13 +95,13 @@ impl Job<'_> {
         let mut tick = tokio::time::interval(LOOK_EVERY);
         loop {
             tokio::select! {
-                Some(ended) = parts.tasks.join_next() => parts.note(ended),
+                Some(ended) = parts.tasks.join_next() => self.note(&mut parts, ended),
                 moved = chunks.changed(), if parts.working == Working::NotYet => if moved.is_ok() {
                     self.start_working(&mut parts);
                 },
                 Ok(()) = refusals.changed(), if !parts.halted() => {
                     let refusal = refusals.borrow_and_update().clone();
-                    parts.fail(refusal.map_or_else(|| anyhow!("the provider refuses"), |refusal| refused(&refusal)));
+                    parts.fail(refusal.map_or_else(|| anyhow!("the provider refuses"), |refusal| self.refused(&refusal)));
                 }
                 failure = self.store.failed(), if !parts.halted() => parts.fail(failure.into()),
                 _ = tick.tick(), if parts.enqueued.is_some() && !parts.halted() => {
@@ -153,47 +154,78 @@ impl Job<'_> {
         parts.tasks.spawn(async move { Part::Worked(working.await.map(drop)) });
     }
 
-    async fn is_complete(&self) -> bool {
-        matches!(self.store.batch(self.batch).await, Ok(Some(counts)) if counts.complete())
-    }
-}
-
-impl Parts {
-    fn note(&mut self, ended: Result<Part, JoinError>) {
+    /// What an ended part means for the others.
+    fn note(&self, parts: &mut Parts, ended: Result<Part, JoinError>) {
         match ended {
             Ok(Part::Enqueued(Ok(summary))) => {
-                self.enqueued = Some(summary.tally);
+                parts.enqueued = Some(summary.tally);
                 if summary.batch_jobs == 0 {
-                    self.fail(anyhow!(
-                        "the manifest holds no image: give a file with at least one row, or a folder with pictures"
-                    ));
+                    parts.fail(self.holds_nothing(summary.tally));
                 }
             }
             Ok(Part::Enqueued(Err(stopped))) => {
-                self.enqueued = Some(stopped.summary.tally);
-                match stopped.why {
-                    Why::Interrupted => self.halt.cancel(),
-                    _ => self.fail(anyhow!("{stopped}")),
+                let Stopped { why, summary } = *stopped;
+                parts.enqueued = Some(summary.tally);
+                match why {
+                    Why::Interrupted => parts.halt.cancel(),
+                    why => parts.fail(why.into()),
                 }
             }
             Ok(Part::Worked(worked)) => {
-                self.working = Working::Over;
+                parts.working = Working::Over;
                 if let Err(error) = worked {
-                    self.fail(error.into());
+                    parts.fail(error.into());
                 }
             }
             Ok(Part::Collected(Ok(()))) => {}
-            Ok(Part::Collected(Err(error))) => self.fail(error),
+            Ok(Part::Collected(Err(error))) => parts.fail(anyhow!(
+                "{error:#}; then run the same command again: every answer is kept in {}",
+                self.store.path().display()
+            )),
             Err(panic) => {
-                self.enqueued.get_or_insert_default();
-                self.working = Working::Over;
-                self.fail(
+                parts.enqueued.get_or_insert_default();
+                parts.working = Working::Over;
+                parts.fail(
                     anyhow::Error::from(panic).context("a part of the run ended badly; see the log above"),
                 );
             }
         }
     }
 
+    fn holds_nothing(&self, tally: Tally) -> anyhow::Error {
+        let from =
+            self.manifests.iter().map(|name| if name == "-" { "stdin" } else { name }).collect::<Vec<_>>();
+        let from = from.join(", ");
+        match tally.bad_rows {
+            0 => anyhow!(
+                "there is no image in {from}: give a file with at least one row, or a folder with pictures"
+            ),
+            bad => anyhow!(
+                "no row of {from} can be used, {bad} were left out: mend them; --bad-rows FILE keeps each with its reason"
+            ),
+        }
+    }
+
+    fn refused(&self, refusal: &Refusal) -> anyhow::Error {
+        let Refusal { provider, message, .. } = refusal;
+        let auth = &self.provider.definition().auth;
+        let key = match (&auth.key_env, &auth.key_file) {
+            (Some(variable), Some(file)) => format!(" in {variable} or {file}"),
+            (Some(place), None) | (None, Some(place)) => format!(" in {place}"),
+            (None, None) => String::new(),
+        };
+        anyhow!(
+            "`{provider}` refuses the account: {message}. Check the key{key} and what the account may still spend, then \
+             run the same command again; nothing is lost"
+        )
+    }
+
+    async fn is_complete(&self) -> bool {
+        matches!(self.store.batch(self.batch).await, Ok(Some(counts)) if counts.complete())
+    }
+}
+
+impl Parts {
     /// What went wrong first counts; what follows from it does not.
     fn fail(&mut self, why: anyhow::Error) {
         self.why.get_or_insert(why);
@@ -207,12 +239,4 @@ impl Parts {
     fn nothing_more_is_published(&self) -> bool {
         self.halted() && self.enqueued.is_some() && self.working != Working::Now
     }
-}
-
-fn refused(refusal: &Refusal) -> anyhow::Error {
-    let Refusal { provider, message } = refusal;
-    anyhow!(
-        "`{provider}` refuses the account: {message}. Check its key and its budget (docs/providers.md), then run the \
-         same command again; nothing is lost"
-    )
 }

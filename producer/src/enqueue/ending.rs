@@ -26,7 +26,8 @@ pub struct Stopped {
 pub enum Why {
     /// Mend the row, or leave it out.
     #[error(
-        "{0}\nstopped at this row: mend it, or leave bad rows out with --bad-rows skip or --bad-rows FILE"
+        "{0}\nstopped at this row: mend it and run the same command again, or leave bad rows out with --bad-rows skip or \
+         --bad-rows FILE"
     )]
     BadRow(BadRow),
     /// Give another batch, or the manifest that it was begun with.
@@ -61,7 +62,7 @@ pub enum Why {
     #[error(transparent)]
     Record(#[from] RecordError),
     /// Choose another file for bad rows, or make room.
-    #[error("bad rows can't be written to {file}: {cause}")]
+    #[error("bad rows can't be written to {file}: {cause}: name a file in a folder that you may write")]
     BadRowsFile {
         /// The file.
         file: String,
@@ -77,8 +78,9 @@ impl Stopped {
     /// What is done, and how to do the rest.
     fn way_on(&self) -> String {
         let done = self.summary.tally.enqueued + self.summary.tally.already;
+        let (jobs, are) = if done == 1 { ("job", "is") } else { ("jobs", "are") };
         format!(
-            "{done} jobs of batch `{}` are confirmed and on record; run the same command again to enqueue the rest",
+            "{done} {jobs} of batch `{}` {are} confirmed and on record; run the same command again to enqueue the rest",
             self.summary.batch
         )
     }

@@ -121,6 +121,11 @@ pub(super) fn delimiter(head: &[u8], columns: &ColumnNames) -> u8 {
 fn csv(first: &[u8], columns: &ColumnNames) -> Result<(), String> {
     let names = header(first, delimiter(first, columns));
     Layout::of(&names, columns).map(drop).map_err(|reason| {
+        if !is_text(first) {
+            // Its bytes say nothing to anybody, and much to a terminal.
+            return "neither CSV with a header, nor JSONL, nor a list of URLs, nor a picture: it does not begin with text"
+                .to_owned();
+        }
         format!(
             "neither CSV with a header, nor JSONL, nor a list of URLs: as CSV, {reason}; as a list, its first line begins with neither https:// nor http://"
         )
@@ -132,6 +137,10 @@ fn header(first: &[u8], delimiter: u8) -> Vec<String> {
         .split(|byte| *byte == delimiter)
         .map(|name| String::from_utf8_lossy(name).trim().trim_matches('"').to_owned())
         .collect()
+}
+
+fn is_text(line: &[u8]) -> bool {
+    std::str::from_utf8(line).is_ok_and(|line| !line.chars().any(|c| c.is_control() && c != '\t'))
 }
 
 /// The first line that is neither blank nor a comment.
@@ -170,7 +179,7 @@ mod tests {
         for (text, hint) in [
             ("https://e.com/1.jpg,row1\n", "--format list"),
             ("[{\"url\": 1}]", "jq"),
-            ("\u{1}binary", "neither CSV"),
+            ("\u{1}binary", "does not begin with text"),
             ("name,town\n", "found: name, town"),
         ] {
             let reason = told(text).unwrap_err();

@@ -56,6 +56,10 @@ impl Input {
                 text,
                 "there is no such file or folder; name a manifest, pictures, a folder, a pattern, a URL, or - for stdin",
             )),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(Broken::new(
+                text,
+                "a part of it is a file and no folder: leave out what follows the file",
+            )),
             Err(error) => Err(Broken::new(text, error)),
         }
     }

@@ -17,8 +17,9 @@ use super::{
 
 /// SQLite's page cache in KiB, of a file of its own.
 const CACHE_KIB: u32 = 4 * 1024;
-/// The key under which a state file keeps who is at work on a batch.
+/// The keys under which a state file keeps who is at work on a batch: who enqueues, and who sees to all of it.
 const AT_WORK: &str = "at work";
+const RUNNING: &str = "running";
 
 /// Where a record is kept.
 #[derive(Debug)]
@@ -85,25 +86,10 @@ impl Home {
 
     /// The state file, with this process at work on the batch.
     pub(super) fn state(store: Arc<Store>, batch: &str) -> Result<Self, RecordError> {
-        let (scope, token) = (scope(batch), store.token());
-        let own = scope.clone();
-        let member = store.clone();
-        let entered = store.write_blocking(move |db| {
-            db.execute_batch(SCHEMA)?;
-            let other = number(db, &own, AT_WORK)?.filter(|other| *other != token);
-            if let Some(other) = other
-                && embedded::is_member(db, other)?
-            {
-                return Ok(false);
-            }
-            member.join(db)?;
-            set(db, &own, AT_WORK, token)?;
-            Ok(true)
-        });
-        if !entered? {
+        if !take_up(&store, batch, AT_WORK)? {
             return Err(RecordError::InUse(store.path().display().to_string()));
         }
-        Ok(Self::State { store: State(store), scope })
+        Ok(Self::State { store: State(store), scope: scope(batch) })
     }
 
     /// The file.
@@ -149,6 +135,32 @@ impl Home {
             }
         }
     }
+}
+
+/// Keeps the whole of `batch` for this process, until it closes the state file.
+pub(super) fn run_alone(store: &Arc<Store>, batch: &str) -> Result<(), RecordError> {
+    if take_up(store, batch, RUNNING)? {
+        return Ok(());
+    }
+    Err(RecordError::Running { batch: batch.to_owned(), path: store.path().display().to_string() })
+}
+
+/// Puts this process down as the one that does `what` for `batch`; false while another one that lives is.
+fn take_up(store: &Arc<Store>, batch: &str, what: &'static str) -> Result<bool, RecordError> {
+    let (scope, token, member) = (scope(batch), store.token(), store.clone());
+    let taken = store.write_blocking(move |db| {
+        db.execute_batch(SCHEMA)?;
+        let other = number(db, &scope, what)?.filter(|other| *other != token);
+        if let Some(other) = other
+            && embedded::is_member(db, other)?
+        {
+            return Ok(false);
+        }
+        member.join(db)?;
+        set(db, &scope, what, token)?;
+        Ok(true)
+    });
+    Ok(taken?)
 }
 
 fn within<T>(

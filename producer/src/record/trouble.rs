@@ -30,6 +30,17 @@ pub enum RecordError {
     /// Wait for the other one.
     #[error("another enqueue is at work on this batch (record: {0}): wait for it, or end it")]
     InUse(String),
+    /// Wait for the other one: two runs of a batch would write the same outputs.
+    #[error(
+        "another `pixfleet run` is at work on batch `{batch}` (state: {path}): wait for it, or end it; to start another \
+         run, give another --batch"
+    )]
+    Running {
+        /// The batch.
+        batch: String,
+        /// The state file.
+        path: String,
+    },
     /// Choose another file.
     #[error("{0} is not a record of an enqueue: give another --record, or another --batch")]
     NotARecord(String),

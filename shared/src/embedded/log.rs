@@ -162,6 +162,11 @@ pub(super) fn commit(db: &Connection, name: &str, position: i64, note: Option<&s
     .map(drop)
 }
 
+/// A reader that has read nothing is nobody's any more.
+pub(super) fn forget(db: &Connection, name: &str) -> rusqlite::Result<()> {
+    db.execute("DELETE FROM readers WHERE name = ?1", [name]).map(drop)
+}
+
 /// How far a reader is, and its note; none before its first commit.
 pub(super) fn committed(db: &Connection, name: &str) -> rusqlite::Result<Option<(i64, Option<String>)>> {
     db.query_row("SELECT position, note FROM readers WHERE name = ?1", [name], |row| {

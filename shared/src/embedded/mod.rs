@@ -179,6 +179,15 @@ impl Store {
         self.write(move |db| log::commit(db, &name, position, Some(&note))).await
     }
 
+    /// The reader `name` has never been: what it reads into is nobody's any more.
+    ///
+    /// # Errors
+    /// What SQLite said.
+    pub async fn forget_reader(&self, name: &str) -> Result<(), StoreError> {
+        let name = name.to_owned();
+        self.write(move |db| log::forget(db, &name)).await
+    }
+
     /// This process's token in the file, as a member that holds things there. For [`is_member`].
     pub fn token(&self) -> i64 {
         self.membership().token()

@@ -87,8 +87,12 @@ impl Document {
             refused("not a field: write it like `worker.concurrency` or `providers.restb.limits[0].calls`")
         })?;
         let node = steps.0.iter().try_fold(&mut self.root, |node, step| node.enter(step, &origin));
-        let node =
-            node.ok_or_else(|| refused("there is no such place: a part of it is not a table or no element"))?;
+        let node = node.ok_or_else(|| match path.split_once('[') {
+            Some((list, _)) => {
+                refused(&format!("`{list}` has no such element here: set the list as a whole, {list}=[...]"))
+            }
+            None => refused("there is no such place: a part of it is not a table"),
+        })?;
         *node = Node::of(value, &origin);
         Ok(())
     }
