@@ -1,8 +1,9 @@
 //! The engine for one machine: queue, limits and ledger in one SQLite file, with no server at all.
 //!
-//! Any number of processes may use the file at once. `store` is the file and its two threads, `file` opens it,
-//! `process` knows who else uses it. `jobs`, `log`, `counts`, `ledger` and `limits` hold every SQL statement;
-//! `queue`, `intake`, `settle`, `subscriber`, `limiter` are the seams over them, and `allowance` is the limiter's arithmetic.
+//! Any number of processes may use the file at once. `store` is the file, `serving` its two threads and `task` what they
+//! do; `file` opens it, `process` knows who else uses it. `jobs`, `log`, `counts`, `ledger` and `limits` hold every SQL
+//! statement; `queue`, `intake`, `settle`, `subscriber` and `limiter` are the seams over them, and `allowance` is the
+//! limiter's arithmetic.
 
 mod allowance;
 mod counts;
@@ -15,9 +16,11 @@ mod limits;
 mod log;
 mod process;
 mod queue;
+mod serving;
 mod settle;
 mod store;
 mod subscriber;
+mod task;
 mod trouble;
 
 use std::{path::Path, sync::Arc};

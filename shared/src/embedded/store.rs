@@ -8,7 +8,6 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
-    time::{Duration, Instant},
 };
 
 use rusqlite::Connection;
@@ -17,61 +16,10 @@ use tokio::sync::{oneshot, watch};
 use super::{
     file::{self, Use},
     process::Membership,
+    serving::Serving,
+    task::{Reply, Task, Work},
     trouble::StoreError,
 };
-
-/// Writes of one transaction at most: the first of them waits for the last.
-const GROUP: usize = 512;
-/// How long a group may go on taking more.
-const GROUP_TIME: Duration = Duration::from_millis(20);
-/// How often an idle thread looks whether another process has written.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-
-/// What is done in a transaction, and told of its end.
-trait Task: Send {
-    fn run(&mut self, db: &Connection) -> rusqlite::Result<()>;
-    fn end(self: Box<Self>, outcome: Result<(), StoreError>);
-}
-
-struct Work<F, T> {
-    work: Option<F>,
-    made: Option<T>,
-    reply: Reply<T>,
-}
-
-/// Whoever waits: a task, or a thread.
-enum Reply<T> {
-    Task(oneshot::Sender<Result<T, StoreError>>),
-    Thread(mpsc::Sender<Result<T, StoreError>>),
-}
-
-impl<T> Reply<T> {
-    /// Whoever asked may have given up waiting.
-    fn send(self, made: Result<T, StoreError>) {
-        match self {
-            Self::Task(task) => drop(task.send(made)),
-            Self::Thread(thread) => drop(thread.send(made)),
-        }
-    }
-}
-
-impl<F, T> Task for Work<F, T>
-where
-    F: FnOnce(&Connection) -> rusqlite::Result<T> + Send,
-    T: Send,
-{
-    fn run(&mut self, db: &Connection) -> rusqlite::Result<()> {
-        if let Some(work) = self.work.take() {
-            self.made = Some(work(db)?);
-        }
-        Ok(())
-    }
-
-    fn end(self: Box<Self>, outcome: Result<(), StoreError>) {
-        let Self { made, reply, .. } = *self;
-        reply.send(outcome.and_then(|()| made.ok_or(StoreError::Closed)));
-    }
-}
 
 /// News of the file, from whichever process: each is a number that moves.
 #[derive(Debug)]
@@ -104,6 +52,21 @@ pub(super) struct Shared {
     pub(super) membership: Membership,
     /// The first error after which nothing more can be promised.
     failure: watch::Sender<Option<StoreError>>,
+}
+
+impl Shared {
+    /// The first error that does not go away by itself is kept.
+    pub(super) fn note_failure(&self, trouble: &StoreError) {
+        if trouble.is_final() {
+            self.failure.send_if_modified(|known| {
+                let first = known.is_none();
+                if first {
+                    *known = Some(trouble.clone());
+                }
+                first
+            });
+        }
+    }
 }
 
 impl Store {
@@ -239,7 +202,7 @@ impl Store {
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
         reply: Reply<T>,
     ) -> Result<(), StoreError> {
-        let task = Box::new(Work { work: Some(work), made: None, reply });
+        let task = Box::new(Work::new(work, reply));
         let to = to.lock().unwrap_or_else(PoisonError::into_inner);
         to.as_ref().and_then(|to| to.send(task).ok()).ok_or(StoreError::Closed)
     }
@@ -266,133 +229,4 @@ impl Drop for Store {
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>, StoreError> {
     let spawned = thread::Builder::new().name(name.to_owned()).spawn(work);
     spawned.map_err(|error| StoreError::Broken(format!("no thread can be started: {error}")))
-}
-
-/// One thread and its connection.
-struct Serving {
-    db: Connection,
-    path: PathBuf,
-    shared: Arc<Shared>,
-    begin: &'static str,
-}
-
-impl Serving {
-    fn write(self, inbox: &mpsc::Receiver<Box<dyn Task>>) {
-        loop {
-            match inbox.recv_timeout(self.shared.membership.rest()) {
-                Ok(first) => self.group(first, inbox),
-                Err(mpsc::RecvTimeoutError::Timeout) => self.renew(),
-                Err(mpsc::RecvTimeoutError::Disconnected) => break,
-            }
-        }
-        // At worst the lease ends by itself.
-        let _ = self.shared.membership.leave(&self.db);
-    }
-
-    /// A lease that can't be renewed now is renewed with the next group, or ends: then others have its jobs.
-    fn renew(&self) {
-        match self.shared.membership.renew(&self.db) {
-            Ok(returned) if returned > 0 => tell(&self.shared.news.jobs),
-            Ok(_) => {}
-            Err(error) => tracing::debug!(state.path = %self.path.display(), %error, "not renewed"),
-        }
-    }
-
-    fn read(self, inbox: &mpsc::Receiver<Box<dyn Task>>) {
-        // Before the first question is answered: what is written after it is news.
-        let mut seen = self.version();
-        let mut looked = Instant::now();
-        loop {
-            match inbox.recv_timeout(LOOK_EVERY) {
-                Ok(first) => self.group(first, inbox),
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-                Err(mpsc::RecvTimeoutError::Disconnected) => return,
-            }
-            if looked.elapsed() >= LOOK_EVERY {
-                looked = Instant::now();
-                self.look_for_news(&mut seen);
-            }
-        }
-    }
-
-    /// SQLite counts what other connections commit. Ours are among them: whoever is told looks, and may find nothing.
-    fn look_for_news(&self, seen: &mut Option<i64>) {
-        let version = self.version();
-        if version.is_some() && *seen != version {
-            let news = &self.shared.news;
-            [&news.jobs, &news.log, &news.foreign].into_iter().for_each(tell);
-            *seen = version;
-        }
-    }
-
-    fn version(&self) -> Option<i64> {
-        self.db.prepare_cached("PRAGMA data_version").ok()?.query_row([], |row| row.get(0)).ok()
-    }
-
-    /// Does `first` and whatever else waits in one transaction, and answers all of them.
-    fn group(&self, first: Box<dyn Task>, inbox: &mpsc::Receiver<Box<dyn Task>>) {
-        let mut done: Vec<Box<dyn Task>> = Vec::new();
-        let outcome = self.transaction(first, inbox, &mut done).map_err(|error| self.trouble(&error));
-        done.into_iter().for_each(|task| task.end(outcome.clone()));
-    }
-
-    fn transaction(
-        &self,
-        first: Box<dyn Task>,
-        inbox: &mpsc::Receiver<Box<dyn Task>>,
-        done: &mut Vec<Box<dyn Task>>,
-    ) -> rusqlite::Result<()> {
-        let began = Instant::now();
-        let mut next = Some(first);
-        if let Err(error) = self.db.execute_batch(self.begin) {
-            done.extend(next);
-            return Err(error);
-        }
-        while let Some(mut task) = next {
-            match self.apart(&mut *task) {
-                Ok(()) => done.push(task),
-                // A full disk ends the whole transaction, and what was done before is undone.
-                Err(error) if self.db.is_autocommit() => {
-                    done.push(task);
-                    return Err(error);
-                }
-                Err(error) => task.end(Err(self.trouble(&error))),
-            }
-            let room = done.len() < GROUP && began.elapsed() < GROUP_TIME;
-            next = if room { inbox.try_recv().ok() } else { None };
-        }
-        self.db.execute_batch("COMMIT").inspect_err(|_| {
-            if !self.db.is_autocommit() {
-                let _ = self.db.execute_batch("ROLLBACK");
-            }
-        })
-    }
-
-    /// One task's failure undoes that task alone.
-    fn apart(&self, task: &mut dyn Task) -> rusqlite::Result<()> {
-        self.db.prepare_cached("SAVEPOINT task")?.execute([])?;
-        match task.run(&self.db) {
-            Ok(()) => self.db.prepare_cached("RELEASE task")?.execute([]).map(drop),
-            Err(error) => {
-                if !self.db.is_autocommit() {
-                    self.db.execute_batch("ROLLBACK TO task; RELEASE task")?;
-                }
-                Err(error)
-            }
-        }
-    }
-
-    fn trouble(&self, error: &rusqlite::Error) -> StoreError {
-        let trouble = StoreError::of(&self.path, error);
-        if trouble.is_final() {
-            self.shared.failure.send_if_modified(|known| {
-                let first = known.is_none();
-                if first {
-                    *known = Some(trouble.clone());
-                }
-                first
-            });
-        }
-        trouble
-    }
 }
