@@ -148,7 +148,8 @@ async fn the_pictures_of_a_folder_reach_the_api_as_their_bytes() {
     ended.assert(0, &[], "a folder");
     let mut seen: Vec<String> =
         stage.sandbox.access().await.into_iter().filter_map(|line| line.image).collect();
-    (seen.sort(), hashes.sort());
+    seen.sort();
+    hashes.sort();
     assert_eq!(seen, hashes, "the bytes that the API was sent");
     stage.hold_each_once(&["scans.jsonl"], 2);
 }

@@ -30,7 +30,8 @@ async fn others_enqueue_work_and_read_on_the_state_file_of_a_run() {
     stage.hold_each_once(&["r.jsonl"], 200);
     let mut read = jsonl_ids(&seen.stdout);
     let mut collected = stage.ids("r.jsonl");
-    (read.sort(), collected.sort());
+    read.sort();
+    collected.sort();
     assert_eq!(read, collected, "whoever reads sees what the run collects");
     assert_eq!(jsonl_ids(&others.stdout).len(), 50);
     assert_eq!(stage.bill(), 250, "each image is paid for once, whoever asks");
