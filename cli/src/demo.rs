@@ -73,7 +73,10 @@ pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> 
     let folder = Folder::new(&batch)?;
     let (engine, engines) = match args.engine {
         Kind::Rabbitmq => servers(&config, &batch).await?,
-        Kind::Embedded => Engine::start(&Place::State(folder.path().join("demo.pixfleet")), &config).await?,
+        Kind::Embedded => {
+            let place = Place::State(folder.path().join("demo.pixfleet"));
+            Engine::start(&place, &config, vec![stage::PROVIDER.to_owned()]).await?
+        }
     };
     let play =
         Play { sandbox: &sandbox, engine: &engine, engines: &engines, batch: &batch, judge: args.judge };

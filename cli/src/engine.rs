@@ -112,11 +112,15 @@ impl Engine {
         }
     }
 
-    /// The same for a worker: it waits for servers that are away.
+    /// The same for a worker of these providers: it waits for servers that are away.
     ///
     /// # Errors
     /// When the settings can't be used, or the file.
-    pub(crate) async fn start(place: &Place, config: &config::Config) -> anyhow::Result<(Self, Engines)> {
+    pub(crate) async fn start(
+        place: &Place,
+        config: &config::Config,
+        providers: Vec<String>,
+    ) -> anyhow::Result<(Self, Engines)> {
         let engine = match place {
             Place::Servers => Self::Servers(RabbitQueue::start(config.rabbitmq.clone())),
             Place::State(_) => Self::open(place, config, Begin::Allowed).await?,
@@ -126,7 +130,7 @@ impl Engine {
                 let redis = Redis::start(&config.redis).context("the limiter and the ledger")?;
                 Engines { queue: queue.clone(), limiter: redis.limiter(), ledger: redis.ledger() }
             }
-            Self::State(embedded) => engines_of(embedded),
+            Self::State(embedded) => engines_of(embedded, providers),
         };
         Ok((engine, engines))
     }
@@ -148,9 +152,10 @@ impl Engine {
     }
 }
 
-/// The three seams of a state file.
-pub(crate) fn engines_of(embedded: &Embedded) -> Engines {
-    Engines { queue: embedded.queue(), limiter: embedded.limiter(), ledger: embedded.ledger() }
+/// The three seams of a state file, for a worker of these providers.
+pub(crate) fn engines_of(embedded: &Embedded, providers: Vec<String>) -> Engines {
+    let queue = embedded.queue_of(providers);
+    Engines { queue, limiter: embedded.limiter(), ledger: embedded.ledger() }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! `pixfleet run`: the whole job on one machine, in one process, with no server.
 //!
 //! A run is a producer, a worker and a collector over one state file: `names` calls the things by their names, `files`
-//! and `reach` look whether the files can be there and the API is, `parts` starts them and ends them in their order, `collect` takes results to the
-//! outputs, `meter` and `view` show how it goes, and `report` says what came of it.
+//! and `reach` look whether the files can be there and the API is, `parts` starts them and ends them in their order,
+//! `collect` takes results to the outputs, `meter` and `view` show how it goes, and `report` says what came of it.
 
 mod collect;
 mod files;
@@ -214,7 +214,7 @@ impl Task {
             config: &self.config,
             manifests: &args.rows.manifests,
             batch: &self.batch,
-            engines: engines_of(embedded),
+            engines: engines_of(embedded, vec![self.provider.name().to_owned()]),
             store: embedded.store().clone(),
             board,
         };

@@ -48,7 +48,8 @@ pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow:
     let config = loaded.config;
     let admin = listen(&config.admin.listen).await?;
     let place = args.engine.place(&config.engine, None)?;
-    let (engine, engines) = Engine::start(&place, &config).await?;
+    let names = providers.iter().map(|provider| provider.name().to_owned()).collect();
+    let (engine, engines) = Engine::start(&place, &config, names).await?;
     let shutdown = on_signal()?;
     let report =
         pixfleet_worker::run(config.worker, providers, engines, Arc::default(), admin, shutdown).await;

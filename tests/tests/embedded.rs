@@ -101,6 +101,23 @@ async fn jobs_are_lent_to_one_process_at_a_time_and_those_of_one_that_closed_go_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_of_one_provider_leaves_the_others_jobs_where_they_are() {
+    let (_folder, path) = state();
+    let engine = Embedded::open(&path).await.unwrap();
+    let mut other = job("b", 1);
+    other.provider = "other".into();
+    engine.queue().enqueue(vec![other.clone(), job("b", 2)]).await.unwrap();
+    let (_keep, prefetch) = watch::channel(10);
+    let mut ours = engine.queue_of(vec!["sandbox".into()]).receive(prefetch.clone()).await.unwrap();
+    let mut theirs = engine.queue_of(vec!["other".into()]).receive(prefetch).await.unwrap();
+    for (intake, expected) in [(&mut ours, job("b", 2).id), (&mut theirs, other.id)] {
+        let delivery = timeout(PATIENCE, intake.next()).await.unwrap().unwrap();
+        assert_eq!(delivery.job.id, expected);
+        delivery.split().1.complete(Vec::new()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_every_worker_drops_ends_as_a_dead_letter_with_a_result() {
     let (_folder, path) = state();
     let engine = Embedded::open(&path).await.unwrap();

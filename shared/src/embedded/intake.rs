@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::{
-    jobs::{self, Lending, Lent},
+    jobs,
+    lending::{self, Lending, Lent, Served},
     process::now_us,
     settle::EmbeddedSettle,
     store::Store,
@@ -66,16 +67,17 @@ impl Drop for EmbeddedIntake {
 }
 
 /// Starts lending.
-pub(super) fn start(store: Arc<Store>, prefetch: watch::Receiver<u16>) -> EmbeddedIntake {
+pub(super) fn start(store: Arc<Store>, served: Served, prefetch: watch::Receiver<u16>) -> EmbeddedIntake {
     // Room for one: a job picked earlier than needed was picked by stale weights.
     let (lend, deliveries) = mpsc::channel(1);
     let stop = CancellationToken::new();
     let pump = Pump {
         store,
+        served,
         prefetch,
         lend,
         stop: stop.clone(),
-        turns: Some(jobs::turns()),
+        turns: Some(lending::turns()),
         ahead: VecDeque::new(),
     };
     EmbeddedIntake { deliveries, stop, pump: Some(tokio::spawn(pump.run())) }
@@ -83,6 +85,7 @@ pub(super) fn start(store: Arc<Store>, prefetch: watch::Receiver<u16>) -> Embedd
 
 struct Pump {
     store: Arc<Store>,
+    served: Served,
     prefetch: watch::Receiver<u16>,
     lend: mpsc::Sender<Delivery>,
     stop: CancellationToken,
@@ -139,7 +142,8 @@ impl Pump {
 
     /// Lends some more; answers how long to rest, where there was less than asked for.
     async fn refill(&mut self) -> Result<Option<Duration>, StoreError> {
-        if !self.store.read(jobs::any_ready).await? {
+        let served = self.served.clone();
+        if !self.store.read(move |db| lending::any_ready(db, &served)).await? {
             return Ok(Some(self.rest(None)));
         }
         let most = usize::from(*self.prefetch.borrow()).div_ceil(2).clamp(1, AT_ONCE);
@@ -150,11 +154,11 @@ impl Pump {
     }
 
     async fn lend_some(&mut self, most: usize) -> Result<Lending, StoreError> {
-        let shared = self.store.shared();
-        let mut turns = self.turns.take().unwrap_or_else(jobs::turns);
+        let (shared, served) = (self.store.shared(), self.served.clone());
+        let mut turns = self.turns.take().unwrap_or_else(lending::turns);
         let lending = self.store.write(move |db| {
             let holder = shared.membership.join(db)?;
-            let lending = jobs::lend(db, holder, &mut turns, most)?;
+            let lending = lending::lend(db, holder, &served, &mut turns, most)?;
             Ok((lending, turns))
         });
         let (lending, turns) = lending.await?;

@@ -1,4 +1,4 @@
-//! Every statement about jobs: put, lend, settle, give back. Each runs within a transaction of its caller's.
+//! Every statement about jobs: put, settle, give back. Each runs within a transaction of its caller's.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -6,16 +6,8 @@ use super::{counts, log::Entry, process::now_us};
 use crate::{
     id::Id,
     job::{Job, Priority},
-    lanes::{Turns, weight},
     queue::{QueueError, Reason},
 };
-
-/// A batch keeps to one of these queues of its priority.
-pub(super) const LANES: u8 = 4;
-/// Lanes that another version, or the fleet, may have given to a job.
-const MOST_LANES: u8 = 16;
-/// A lane with more jobs than this is full, and no lane is fuller.
-const COUNTED: i64 = 100_000;
 
 const READY: i64 = 0;
 const LENT: i64 = 1;
@@ -25,6 +17,7 @@ const WAITING: i64 = 2;
 #[derive(Clone, Debug)]
 pub struct Row {
     id: [u8; 16],
+    provider: String,
     priority: i64,
     lane: i64,
     batch: String,
@@ -42,6 +35,7 @@ impl Row {
             job.to_message().map_err(|error| QueueError::Unsendable(format!("job {}: {error}", job.id)))?;
         Ok(Self {
             id: job.id.to_bytes(),
+            provider: job.provider.clone(),
             priority: rank(job.priority),
             lane: job.lane.into(),
             batch: job.batch.to_string(),
@@ -49,21 +43,6 @@ impl Row {
             message,
         })
     }
-}
-
-/// A job that is lent.
-#[derive(Debug)]
-pub(super) struct Lent {
-    pub(super) seq: i64,
-    pub(super) message: Vec<u8>,
-}
-
-/// What a lending found.
-#[derive(Debug, Default)]
-pub(super) struct Lending {
-    pub(super) lent: Vec<Lent>,
-    /// When the next waiting job is ready, if one waits.
-    pub(super) next_due_us: Option<u64>,
 }
 
 /// What becomes of a lent job's row.
@@ -90,10 +69,11 @@ pub(super) enum Met {
 /// What SQLite says.
 pub fn put(db: &Connection, rows: &[Row]) -> rusqlite::Result<()> {
     let mut insert = db.prepare_cached(
-        "INSERT INTO jobs (id, priority, lane, state, due_us, dropped, job) VALUES (?1, ?2, ?3, 0, 0, 0, ?4)",
+        "INSERT INTO jobs (id, provider, priority, lane, state, due_us, dropped, job)
+         VALUES (?1, ?2, ?3, ?4, 0, 0, 0, ?5)",
     )?;
     for row in rows {
-        insert.execute(params![row.id, row.priority, row.lane, row.message])?;
+        insert.execute(params![row.id, row.provider, row.priority, row.lane, row.message])?;
     }
     // One batch follows the other, if there is more than one.
     for group in rows.chunk_by(|one, next| one.batch == next.batch) {
@@ -101,78 +81,6 @@ pub fn put(db: &Connection, rows: &[Row]) -> rusqlite::Result<()> {
         counts::put(db, &group[0].batch, group.len() as i64, results)?;
     }
     Ok(())
-}
-
-/// The lane of this priority with the fewest ready jobs. `chance` decides between equals.
-pub(super) fn emptiest(db: &Connection, priority: Priority, chance: &[u32]) -> rusqlite::Result<u8> {
-    let mut query = db.prepare_cached(
-        "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 0 AND priority = ?1 AND lane = ?2 LIMIT ?3)",
-    )?;
-    let mut depths = Vec::with_capacity(LANES.into());
-    for (lane, chance) in (0..LANES).zip(chance) {
-        let depth: i64 = query.query_row(params![rank(priority), lane, COUNTED], |row| row.get(0))?;
-        depths.push((depth, *chance, lane));
-    }
-    Ok(depths.into_iter().min().map_or(0, |(_, _, lane)| lane))
-}
-
-/// Whether a job is ready, or has become so.
-pub(super) fn any_ready(db: &Connection) -> rusqlite::Result<bool> {
-    let query = "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 0)
-                     OR EXISTS (SELECT 1 FROM jobs WHERE state = 2 AND due_us <= ?1)";
-    db.prepare_cached(query)?.query_row([now_us() as i64], |row| row.get(0))
-}
-
-/// Turns for every lane that there can be.
-pub(super) fn turns() -> Turns {
-    Turns::new(every_lane().map(|(priority, _)| weight(priority)))
-}
-
-fn every_lane() -> impl Iterator<Item = (Priority, u8)> {
-    Priority::ALL.into_iter().flat_map(|priority| (0..MOST_LANES).map(move |lane| (priority, lane)))
-}
-
-/// Lends up to `most` jobs to the process `holder`, the lanes by weight, each in its order.
-pub(super) fn lend(
-    db: &Connection,
-    holder: i64,
-    turns: &mut Turns,
-    most: usize,
-) -> rusqlite::Result<Lending> {
-    db.prepare_cached("UPDATE jobs SET state = 0 WHERE state = 2 AND due_us <= ?1")?
-        .execute([now_us() as i64])?;
-    let mut lanes = heads(db, most)?;
-    let mut take =
-        db.prepare_cached("UPDATE jobs SET state = 1, holder = ?2 WHERE seq = ?1 RETURNING job")?;
-    let mut lending = Lending::default();
-    while lending.lent.len() < most {
-        let ready = lanes.iter().enumerate().filter(|(_, seqs)| !seqs.is_empty()).map(|(lane, _)| lane);
-        let Some(seq) = turns.take(ready).and_then(|lane| lanes[lane].pop()) else { break };
-        let message = take.query_row(params![seq, holder], |row| row.get(0))?;
-        lending.lent.push(Lent { seq, message });
-    }
-    if lending.lent.len() < most {
-        let due: Option<i64> = db
-            .prepare_cached("SELECT min(due_us) FROM jobs WHERE state = 2")?
-            .query_row([], |row| row.get(0))?;
-        lending.next_due_us = due.map(i64::unsigned_abs);
-    }
-    Ok(lending)
-}
-
-/// The first ready jobs of each lane, the very first last.
-fn heads(db: &Connection, most: usize) -> rusqlite::Result<Vec<Vec<i64>>> {
-    let mut query = db.prepare_cached(
-        "SELECT seq FROM jobs WHERE state = 0 AND priority = ?1 AND lane = ?2 ORDER BY seq LIMIT ?3",
-    )?;
-    let mut lanes = Vec::new();
-    for (priority, lane) in every_lane() {
-        let seqs = query.query_map(params![rank(priority), lane, most as i64], |row| row.get(0))?;
-        let mut seqs: Vec<i64> = seqs.collect::<Result<_, _>>()?;
-        seqs.reverse();
-        lanes.push(seqs);
-    }
-    Ok(lanes)
 }
 
 /// Settles a lent job, all at once: its results in the log, the ledger, the counts, and what becomes of it.
@@ -256,7 +164,8 @@ pub(super) fn bury_ready(
     bury(db, seq, row, reason)
 }
 
-fn rank(priority: Priority) -> i64 {
+/// A priority as it is stored.
+pub(super) fn rank(priority: Priority) -> i64 {
     match priority {
         Priority::High => 0,
         Priority::Normal => 1,

@@ -1,7 +1,7 @@
 //! The engine for one machine: queue, limits and ledger in one SQLite file, with no server at all.
 //!
 //! Any number of processes may use the file at once. `store` is the file, `serving` its two threads and `task` what they
-//! do; `file` opens it, `process` knows who else uses it. `jobs`, `log`, `counts`, `ledger` and `limits` hold every SQL
+//! do; `file` opens it, `process` knows who else uses it. `jobs`, `lending`, `log`, `counts`, `ledger` and `limits` hold every SQL
 //! statement; `queue`, `intake`, `settle`, `subscriber` and `limiter` are the seams over them, and `allowance` is the
 //! limiter's arithmetic.
 
@@ -11,6 +11,7 @@ mod file;
 mod intake;
 mod jobs;
 mod ledger;
+mod lending;
 mod limiter;
 mod limits;
 mod log;
@@ -25,6 +26,7 @@ mod trouble;
 
 use std::{path::Path, sync::Arc};
 
+use self::lending::Served;
 use crate::{
     batch::BatchName,
     ledger::Ledger,
@@ -59,7 +61,7 @@ impl Embedded {
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         let store = Store::open(path)?;
         Ok(Self {
-            queue: Arc::new(EmbeddedQueue::new(store.clone())),
+            queue: Arc::new(EmbeddedQueue::new(store.clone(), Served::All)),
             limiter: EmbeddedLimiter::open(store.clone()).await?,
             ledger: Arc::new(EmbeddedLedger::new(store.clone())),
             store,
@@ -74,6 +76,11 @@ impl Embedded {
     /// The queue.
     pub fn queue(&self) -> Arc<dyn Queue> {
         self.queue.clone()
+    }
+
+    /// The queue as a worker sees it that knows these providers alone: others' jobs are left to whoever knows them.
+    pub fn queue_of(&self, providers: Vec<String>) -> Arc<dyn Queue> {
+        Arc::new(EmbeddedQueue::new(self.store.clone(), Served::Of(providers)))
     }
 
     /// The limiter.

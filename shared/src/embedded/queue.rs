@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use super::{
     intake, jobs,
+    lending::{self, Served},
     log::{self, Entry},
     store::{Store, tell},
     subscriber,
@@ -21,11 +22,13 @@ use crate::{
 /// The queue on the state file.
 pub struct EmbeddedQueue {
     store: Arc<Store>,
+    /// Whose jobs it lends.
+    served: Served,
 }
 
 impl EmbeddedQueue {
-    pub(super) fn new(store: Arc<Store>) -> Self {
-        Self { store }
+    pub(super) fn new(store: Arc<Store>, served: Served) -> Self {
+        Self { store, served }
     }
 }
 
@@ -33,8 +36,8 @@ impl EmbeddedQueue {
 impl Queue for EmbeddedQueue {
     async fn open_lane(&self, priority: Priority) -> Result<u8, QueueError> {
         // Between equals chance decides, or every first batch would meet in lane 0.
-        let chance: [u32; jobs::LANES as usize] = rand::random();
-        Ok(self.store.read(move |db| jobs::emptiest(db, priority, &chance)).await?)
+        let chance: [u32; lending::LANES as usize] = rand::random();
+        Ok(self.store.read(move |db| lending::emptiest(db, priority, &chance)).await?)
     }
 
     async fn enqueue(&self, jobs: Vec<Job>) -> Result<(), QueueError> {
@@ -52,7 +55,7 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn receive(&self, prefetch: watch::Receiver<u16>) -> Result<Box<dyn Intake>, QueueError> {
-        Ok(Box::new(intake::start(self.store.clone(), prefetch)))
+        Ok(Box::new(intake::start(self.store.clone(), self.served.clone(), prefetch)))
     }
 
     async fn subscribe(&self, subscription: Subscription) -> Result<Box<dyn Subscriber>, QueueError> {

@@ -12,6 +12,7 @@ CREATE TABLE processes (
 CREATE TABLE jobs (
   seq       INTEGER PRIMARY KEY AUTOINCREMENT,
   id        BLOB NOT NULL,      -- 16 bytes
+  provider  TEXT NOT NULL,
   priority  INTEGER NOT NULL,   -- 0 high, 1 normal, 2 bulk
   lane      INTEGER NOT NULL,
   state     INTEGER NOT NULL,   -- 0 ready, 1 lent, 2 waiting
@@ -21,9 +22,9 @@ CREATE TABLE jobs (
   job       BLOB NOT NULL       -- its message
 );
 -- Each holds only the jobs of its state, so it is small or in order, whatever the batch's size.
-CREATE INDEX jobs_ready   ON jobs (priority, lane, seq) WHERE state = 0;
-CREATE INDEX jobs_lent    ON jobs (holder, seq)         WHERE state = 1;
-CREATE INDEX jobs_waiting ON jobs (due_us)              WHERE state = 2;
+CREATE INDEX jobs_ready   ON jobs (provider, priority, lane, seq) WHERE state = 0;
+CREATE INDEX jobs_lent    ON jobs (holder, seq)                   WHERE state = 1;
+CREATE INDEX jobs_waiting ON jobs (due_us)                        WHERE state = 2;
 
 -- Jobs that will not be tried again by themselves.
 CREATE TABLE dead (

@@ -1,0 +1,158 @@
+//! Every statement about which jobs are lent next, and to whom. Each runs within a transaction of its caller's.
+
+use rusqlite::{Connection, params};
+
+use super::{jobs::rank, process::now_us};
+use crate::{
+    job::Priority,
+    lanes::{Turns, weight},
+};
+
+/// A batch keeps to one of these queues of its priority.
+pub(super) const LANES: u8 = 4;
+/// Lanes that another version, or the fleet, may have given to a job.
+const MOST_LANES: u8 = 16;
+/// A lane with more jobs than this is full, and no lane is fuller.
+const COUNTED: i64 = 100_000;
+
+/// A job that is lent.
+#[derive(Debug)]
+pub(super) struct Lent {
+    pub(super) seq: i64,
+    pub(super) message: Vec<u8>,
+}
+
+/// What a lending found.
+#[derive(Debug, Default)]
+pub(super) struct Lending {
+    pub(super) lent: Vec<Lent>,
+    /// When the next waiting job is ready, if one waits.
+    pub(super) next_due_us: Option<u64>,
+}
+
+/// Whose jobs are lent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Served {
+    /// Everybody's.
+    All,
+    /// Those of these providers: others' are left to whoever knows them.
+    Of(Vec<String>),
+}
+
+impl Served {
+    /// The providers whose jobs are looked at.
+    fn providers(&self, db: &Connection) -> rusqlite::Result<Vec<String>> {
+        match self {
+            Self::Of(providers) => Ok(providers.clone()),
+            Self::All => waiting_providers(db),
+        }
+    }
+}
+
+/// Every provider of which a job is ready: one step in the index each.
+fn waiting_providers(db: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut next = db.prepare_cached("SELECT min(provider) FROM jobs WHERE state = 0 AND provider > ?1")?;
+    let mut providers: Vec<String> = Vec::new();
+    loop {
+        let last = providers.last().map_or("", String::as_str);
+        match next.query_row([last], |row| row.get(0))? {
+            Some(provider) => providers.push(provider),
+            None => return Ok(providers),
+        }
+    }
+}
+
+/// The lane of this priority with the fewest ready jobs. `chance` decides between equals.
+pub(super) fn emptiest(db: &Connection, priority: Priority, chance: &[u32]) -> rusqlite::Result<u8> {
+    let mut query = db.prepare_cached(
+        "SELECT count(*) FROM (SELECT 1 FROM jobs
+         WHERE state = 0 AND provider = ?1 AND priority = ?2 AND lane = ?3 LIMIT ?4)",
+    )?;
+    let providers = waiting_providers(db)?;
+    let mut depths = Vec::with_capacity(LANES.into());
+    for (lane, chance) in (0..LANES).zip(chance) {
+        let mut depth = 0;
+        for provider in &providers {
+            depth += query
+                .query_row(params![provider, rank(priority), lane, COUNTED], |row| row.get::<_, i64>(0))?;
+        }
+        depths.push((depth, *chance, lane));
+    }
+    Ok(depths.into_iter().min().map_or(0, |(_, _, lane)| lane))
+}
+
+/// Whether a job of these is ready, or any has waited for long enough.
+pub(super) fn any_ready(db: &Connection, served: &Served) -> rusqlite::Result<bool> {
+    let due = "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 2 AND due_us <= ?1)";
+    if db.prepare_cached(due)?.query_row([now_us() as i64], |row| row.get(0))? {
+        return Ok(true);
+    }
+    let mut ready =
+        db.prepare_cached("SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 0 AND provider = ?1)")?;
+    for provider in served.providers(db)? {
+        if ready.query_row([provider], |row| row.get(0))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Turns for every lane that there can be.
+pub(super) fn turns() -> Turns {
+    Turns::new(every_lane().map(|(priority, _)| weight(priority)))
+}
+
+fn every_lane() -> impl Iterator<Item = (Priority, u8)> {
+    Priority::ALL.into_iter().flat_map(|priority| (0..MOST_LANES).map(move |lane| (priority, lane)))
+}
+
+/// Lends up to `most` jobs to the process `holder`, the lanes by weight, each in its order.
+pub(super) fn lend(
+    db: &Connection,
+    holder: i64,
+    served: &Served,
+    turns: &mut Turns,
+    most: usize,
+) -> rusqlite::Result<Lending> {
+    db.prepare_cached("UPDATE jobs SET state = 0 WHERE state = 2 AND due_us <= ?1")?
+        .execute([now_us() as i64])?;
+    let mut lanes = heads(db, &served.providers(db)?, most)?;
+    let mut take =
+        db.prepare_cached("UPDATE jobs SET state = 1, holder = ?2 WHERE seq = ?1 RETURNING job")?;
+    let mut lending = Lending::default();
+    while lending.lent.len() < most {
+        let ready = lanes.iter().enumerate().filter(|(_, seqs)| !seqs.is_empty()).map(|(lane, _)| lane);
+        let Some(seq) = turns.take(ready).and_then(|lane| lanes[lane].pop()) else { break };
+        let message = take.query_row(params![seq, holder], |row| row.get(0))?;
+        lending.lent.push(Lent { seq, message });
+    }
+    if lending.lent.len() < most {
+        let due: Option<i64> = db
+            .prepare_cached("SELECT min(due_us) FROM jobs WHERE state = 2")?
+            .query_row([], |row| row.get(0))?;
+        lending.next_due_us = due.map(i64::unsigned_abs);
+    }
+    Ok(lending)
+}
+
+/// The first ready jobs of each lane, the very first last.
+fn heads(db: &Connection, providers: &[String], most: usize) -> rusqlite::Result<Vec<Vec<i64>>> {
+    let mut query = db.prepare_cached(
+        "SELECT seq FROM jobs WHERE state = 0 AND provider = ?1 AND priority = ?2 AND lane = ?3
+         ORDER BY seq LIMIT ?4",
+    )?;
+    let mut lanes = Vec::new();
+    for (priority, lane) in every_lane() {
+        let mut seqs: Vec<i64> = Vec::new();
+        for provider in providers {
+            for seq in
+                query.query_map(params![provider, rank(priority), lane, most as i64], |row| row.get(0))?
+            {
+                seqs.push(seq?);
+            }
+        }
+        seqs.sort_unstable_by_key(|seq| std::cmp::Reverse(*seq));
+        lanes.push(seqs);
+    }
+    Ok(lanes)
+}
