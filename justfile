@@ -33,8 +33,7 @@ doc:
 
 # The figures of the README
 bench *args:
-    cargo build --release --locked -p pixfleet-cli
-    tests/services run -- cargo run --release --locked -p pixfleet-tests --bin bench -- "$@"
+    tests/bench "$@"
 
 # The JSON Schemas in docs/schemas/ from the Rust types
 schemas:

@@ -13,6 +13,7 @@ pub(crate) mod clerk;
 mod filter;
 mod home;
 mod identity;
+mod tail;
 mod trouble;
 
 use std::{collections::HashSet, path::Path, sync::Arc};
@@ -28,6 +29,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use filter::Filter;
 use home::Home;
 pub use identity::Identity;
+use tail::Tail;
 pub use trouble::RecordError;
 
 /// Ids in `tail` at which they are moved to `confirmed`.
@@ -278,12 +280,23 @@ impl Record {
         if self.in_tail >= MERGE_AT { self.merge() } else { Ok(()) }
     }
 
-    /// Moves `tail` to `confirmed`, sorted, so that each page of the table is written once.
+    /// Moves `tail` to `confirmed`, sorted, so that few pages of the table are written more than once.
+    ///
+    /// Killed on the way, it is done again, and what was moved is moved to where it is.
     fn merge(&mut self) -> Result<(), RecordError> {
-        for id in self.home.change(merge)? {
-            self.filter.insert(id);
-            self.recent.remove(&id);
+        let mut tail = self.home.change(tail::read)?;
+        // Sorted here: SQLite's own sorter would take another cache's worth of memory.
+        tail.sort_unstable_by_key(|row| row.id);
+        for step in tail.chunks(tail::STEP) {
+            let step = step.to_vec();
+            self.home.change(move |db| tail::move_in(db, &step))?;
         }
+        for Tail { id, .. } in &tail {
+            self.filter.insert(*id);
+            self.recent.remove(id);
+        }
+        tail.sort_unstable_by_key(|row| row.rowid);
+        self.home.change(move |db| tail::clear(db, &tail))?;
         self.in_tail = 0;
         Ok(())
     }
@@ -316,29 +329,6 @@ fn append(db: &Connection, scope: &str, ids: &[Id], run: i64, totals: Totals) ->
     }
     set(db, scope, "jobs", totals.jobs as i64)?;
     set(db, scope, "results", totals.results as i64)
-}
-
-/// Sorted here: SQLite's own sorter would take another cache's worth of memory. Whatever the tail of an earlier run
-/// holds keeps that run.
-fn merge(db: &Connection) -> rusqlite::Result<Vec<Id>> {
-    let mut ids: Vec<(Id, i64)> = Vec::new();
-    let mut tail = db.prepare_cached("SELECT id, run FROM tail")?;
-    let mut rows = tail.query([])?;
-    while let Some(row) = rows.next()? {
-        ids.push((Id::from_bytes(row.get(0)?), row.get(1)?));
-    }
-    ids.sort_unstable();
-    let mut insert = db.prepare_cached(
-        "INSERT INTO confirmed (id, run) VALUES (?1, ?2)
-         ON CONFLICT (id) DO UPDATE SET run = max(run, excluded.run)",
-    )?;
-    for (id, run) in &ids {
-        insert.execute(params![id.to_bytes(), run])?;
-    }
-    if !ids.is_empty() {
-        db.execute("DELETE FROM tail", [])?;
-    }
-    Ok(ids.into_iter().map(|(id, _)| id).collect())
 }
 
 fn number(db: &Connection, scope: &str, key: &str) -> rusqlite::Result<Option<i64>> {

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 pub mod conformance;
+pub mod crash_loop;
 pub mod fleet;
+pub mod one_machine;
 pub mod private_redis;
 pub mod servers;
 pub mod venv;

@@ -77,6 +77,35 @@ fn ids_are_known_on_both_sides_of_a_merge() {
 }
 
 #[test]
+fn a_merge_that_was_killed_on_its_way_is_done_again() {
+    let (_folder, path) = folder();
+    let mut record = open(&path);
+    record.claim(&ids(0..10)).unwrap();
+    record.confirm(&ids(0..10), 10).unwrap();
+    let begun = record.home.change(|db| tail::move_in(db, &tail::read(db)?[..4]));
+    begun.unwrap();
+    drop(record);
+    let mut again = open(&path);
+    assert!(again.home.change(tail::read).unwrap().is_empty());
+    assert!(again.claim(&ids(0..10)).unwrap().iter().all(|c| *c == Claim::Already));
+    assert_eq!(again.totals().jobs, 10);
+}
+
+#[test]
+fn a_merge_takes_nothing_out_of_the_tail_that_it_has_not_moved() {
+    let (_folder, path) = folder();
+    let mut record = open(&path);
+    record.confirm(&ids(0..3), 3).unwrap();
+    let moved = record.home.change(tail::read).unwrap();
+    // Another process merges, too, and adds a row of its own batch: it gets the number of one that is gone.
+    record.home.change(|db| db.execute("DELETE FROM tail", [])).unwrap();
+    record.confirm(&[id(7)], 1).unwrap();
+    record.home.change(move |db| tail::clear(db, &moved)).unwrap();
+    let left: Vec<Id> = record.home.change(tail::read).unwrap().iter().map(|row| row.id).collect();
+    assert_eq!(left, [id(7)]);
+}
+
+#[test]
 fn a_batch_keeps_to_its_lane_over_runs() {
     let (_folder, path) = folder();
     let mut record = open(&path);

@@ -17,7 +17,7 @@ use pixfleet_shared::{fleet::rabbit::job_queue, job::Priority};
 use pixfleet_tests::fleet::{Fleet, image_url, job};
 use serde_json::{Value, json};
 
-use crate::Figure;
+use crate::{Figure, measured::peak_memory};
 
 const TURNS: usize = 3;
 const ROWS: usize = 100_000;
@@ -71,21 +71,14 @@ fn enqueue(fleet: &Fleet, manifest: &Path, batch: &str, rows: usize) -> (f64, u6
         ["enqueue", manifest, "--provider", "sandbox", "--models", "m", "--batch", batch, "--json"];
     let mut command = fleet.command(&arguments);
     let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let status = format!("/proc/{}/status", process.id());
     let mut peak = 0;
     while process.try_wait().unwrap().is_none() {
-        peak = peak.max(peak_in(&status));
+        peak = peak.max(peak_memory(process.id()));
         std::thread::sleep(Duration::from_millis(20));
     }
     let summary: Value = serde_json::from_reader(process.stdout.take().unwrap()).expect("a summary");
     assert_eq!(summary["enqueued"].as_u64(), Some(rows as u64), "{summary}");
     (rows as f64 / summary["seconds"].as_f64().unwrap(), peak)
-}
-
-fn peak_in(status: &str) -> u64 {
-    let text = std::fs::read_to_string(status).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0");
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0) * 1024
 }
 
 /// Messages per second of the plainest loop: the same body, persistent, mandatory, 1,000 unconfirmed.

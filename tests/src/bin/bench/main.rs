@@ -1,15 +1,20 @@
-//! The figures of the README, measured anew: `tests/bench` builds the release and runs this on private servers.
+//! The figures of the README, measured anew: `tests/bench` builds the release and runs this, on private servers where a
+//! part needs them.
 //!
 //! Machines differ and are shared: where it can be, a figure is a ratio of two things measured in one run.
 
 #![allow(clippy::print_stdout, reason = "the figures are this program's data")]
 #![allow(clippy::unwrap_used, reason = "a figure that cannot be measured fails the run")]
 
+mod crash;
 mod demo;
 mod enqueueing;
+mod first_call;
 mod kills;
 mod limited;
+mod measured;
 mod memory;
+mod running;
 
 use serde_json::{Value, json};
 
@@ -34,7 +39,7 @@ impl Figure {
     }
 }
 
-const PARTS: [&str; 5] = ["demo", "limit", "enqueue", "memory", "kill"];
+const PARTS: [&str; 9] = ["run", "start", "resume", "crash", "demo", "limit", "enqueue", "memory", "kill"];
 
 #[tokio::main]
 async fn main() {
@@ -49,6 +54,10 @@ async fn main() {
     let mut met = true;
     for part in PARTS.iter().filter(|part| named.is_empty() || named.contains(part)) {
         let figures = match *part {
+            "run" => running::measure().await,
+            "start" => first_call::start().await,
+            "resume" => first_call::resume().await,
+            "crash" => crash::measure().await,
             "demo" => demo::measure().await,
             "limit" => limited::measure().await,
             "enqueue" => enqueueing::measure().await,
