@@ -47,10 +47,13 @@ fn ours(db: &Connection, path: &Path) -> Result<(), StoreError> {
             .map_err(|error| StoreError::of(path, &error))
     };
     let (owner, format) = (number("application_id")?, number("user_version")?);
-    let pages = number("page_count")?;
+    let holds_something = db
+        .query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get::<_, bool>(0))
+        .map_err(|error| StoreError::of(path, &error))?;
     let shown = || path.display().to_string();
     match (owner, format) {
-        (0, 0) if pages == 0 => Ok(()),
+        // New, or begun by a process that was killed before its tables were in.
+        (0, 0) if !holds_something => Ok(()),
         (APPLICATION_ID, FORMAT) => Ok(()),
         (APPLICATION_ID, found) => Err(StoreError::Later { path: shown(), found, known: FORMAT }),
         _ => Err(StoreError::Foreign(shown())),
@@ -101,6 +104,18 @@ mod tests {
         let before = std::fs::read(&text).unwrap();
         assert!(matches!(open(&text, Use::Write), Err(StoreError::Foreign(_))));
         assert_eq!(std::fs::read(&text).unwrap(), before);
+    }
+
+    #[test]
+    fn a_file_whose_maker_was_killed_before_its_tables_were_in_is_begun_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let db = Connection::open(&path).unwrap();
+        db.pragma_update(None, "journal_mode", "wal").unwrap();
+        drop(db);
+        assert!(std::fs::metadata(&path).unwrap().len() > 0, "the header is there");
+        let db = open(&path, Use::Write).unwrap();
+        assert_eq!(db.query_row("SELECT count(*) FROM jobs", [], |row| row.get::<_, i64>(0)).unwrap(), 0);
     }
 
     #[test]
