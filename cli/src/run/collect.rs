@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Results that are read at once.
 const PAGE: usize = 512;
+/// What is said of an output whose thread panicked.
+const GONE: &str = "the thread that writes the output ended badly; see the log above";
 /// What is written is on the disk, and kept as such, this often.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
@@ -33,7 +35,10 @@ pub(super) struct Collector {
     /// The name of its reader in the state file.
     reader: String,
     path: PathBuf,
-    sink: Sink,
+    /// Away only while a thread that may block has it.
+    sink: Option<Box<Sink>>,
+    /// Whether the sink forgets, and is told everything again.
+    replays: bool,
     position: i64,
 }
 
@@ -69,8 +74,10 @@ impl Collector {
             }
             _ => error.into(),
         })?;
-        let position = if anew || sink.replays() { 0 } else { position };
-        Ok(Self { store, batch: batch.clone(), reader, path: path.to_owned(), sink, position })
+        let replays = sink.replays();
+        let position = if anew || replays { 0 } else { position };
+        let (path, sink) = (path.to_owned(), Some(Box::new(sink)));
+        Ok(Self { store, batch: batch.clone(), reader, path, sink, replays, position })
     }
 
     /// Collects until everything is here that was published when `last` was said, and makes the file whole.
@@ -121,16 +128,16 @@ impl Collector {
                 Announcement::Batch(_) => None,
             })
             .collect();
-        self.with_sink(|sink| sink.write(&results))?;
+        self.with_sink(move |sink| sink.write(&results)).await?;
         self.position = end;
         Ok(true)
     }
 
     async fn commit(&mut self) -> anyhow::Result<()> {
-        if self.sink.replays() {
+        if self.replays {
             return Ok(());
         }
-        let mark = self.with_sink(Sink::commit)?;
+        let mark = self.with_sink(Sink::commit).await?;
         keep(&self.store, &self.reader, self.position, mark).await
     }
 
@@ -138,6 +145,7 @@ impl Collector {
         // The mark first: a file that is finished and not kept as such is cut to it and goes on.
         self.commit().await?;
         let Self { sink, store, reader, position, path, .. } = self;
+        let sink = sink.context(GONE)?;
         let mark = spawn_blocking(move || sink.finish()).await??;
         if !holds_something(&path) {
             // Nothing came: whoever writes into that empty file next must find it nobody's.
@@ -146,10 +154,20 @@ impl Collector {
         keep(&store, &reader, position, mark).await
     }
 
-    /// Does one thing to the sink; the runtime is told that a disk may block it.
-    fn with_sink<T>(&mut self, act: impl FnOnce(&mut Sink) -> Result<T, SinkError>) -> anyhow::Result<T> {
-        tokio::task::block_in_place(|| act(&mut self.sink))
-            .with_context(|| format!("results can't be collected into {}", self.path.display()))
+    /// Does one thing to the sink, in a thread that may block: a disk must not hold up the calls. (Blocking in place
+    /// would move the calls to another thread instead, and every thread has memory of its own.)
+    async fn with_sink<T: Send + 'static>(
+        &mut self,
+        act: impl FnOnce(&mut Sink) -> Result<T, SinkError> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let mut sink = self.sink.take().context(GONE)?;
+        let acting = spawn_blocking(move || {
+            let acted = act(&mut sink);
+            (sink, acted)
+        });
+        let (sink, acted) = acting.await?;
+        self.sink = Some(sink);
+        acted.with_context(|| format!("results can't be collected into {}", self.path.display()))
     }
 }
 
