@@ -96,9 +96,9 @@ impl Job<'_> {
         loop {
             tokio::select! {
                 Some(ended) = parts.tasks.join_next() => self.note(&mut parts, ended),
-                moved = chunks.changed(), if parts.working == Working::NotYet => if moved.is_ok() {
+                Ok(()) = chunks.changed(), if parts.working == Working::NotYet && !parts.halted() => {
                     self.start_working(&mut parts);
-                },
+                }
                 Ok(()) = refusals.changed(), if !parts.halted() => {
                     let refusal = refusals.borrow_and_update().clone();
                     parts.fail(refusal.map_or_else(|| anyhow!("the provider refuses"), |refusal| self.refused(&refusal)));
