@@ -1,6 +1,10 @@
 //! Opening a state file: whose it is, its version, and how SQLite treats it.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use rusqlite::{Connection, OpenFlags};
 
@@ -18,6 +22,8 @@ const WRITER_CACHE_KIB: i64 = 8 * 1024;
 const READER_CACHE_KIB: i64 = 2 * 1024;
 /// How long another process may keep the file busy. It does so for the milliseconds of a group.
 const BUSY: Duration = Duration::from_secs(10);
+/// The pause of one of two processes that begin a file at once.
+const GIVE_WAY: Duration = Duration::from_millis(5);
 /// Pages in the write-ahead log at which they are moved to the file, 4 KiB each.
 const CHECKPOINT_PAGES: i64 = 4_000;
 
@@ -29,7 +35,20 @@ pub(super) enum Use {
 }
 
 /// Opens the file, and begins it where there is none.
+///
+/// Of two that begin it at once each would wait for the other: SQLite has one of them fail at once, and that one comes
+/// again.
 pub(super) fn open(path: &Path, purpose: Use) -> Result<Connection, StoreError> {
+    let deadline = Instant::now() + BUSY;
+    loop {
+        match attempt(path, purpose) {
+            Err(StoreError::Busy(_)) if Instant::now() < deadline => thread::sleep(GIVE_WAY),
+            opened => return opened,
+        }
+    }
+}
+
+fn attempt(path: &Path, purpose: Use) -> Result<Connection, StoreError> {
     let explain = |error| StoreError::of(path, &error);
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -42,14 +61,7 @@ pub(super) fn open(path: &Path, purpose: Use) -> Result<Connection, StoreError> 
 
 /// Refuses a file of somebody else's before anything is written to it, and one of a later format.
 fn ours(db: &Connection, path: &Path) -> Result<(), StoreError> {
-    let number = |pragma: &str| {
-        db.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i64>(0))
-            .map_err(|error| StoreError::of(path, &error))
-    };
-    let (owner, format) = (number("application_id")?, number("user_version")?);
-    let holds_something = db
-        .query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get::<_, bool>(0))
-        .map_err(|error| StoreError::of(path, &error))?;
+    let (owner, format, holds_something) = head(db).map_err(|error| StoreError::of(path, &error))?;
     let shown = || path.display().to_string();
     match (owner, format) {
         // New, or begun by a process that was killed before its tables were in.
@@ -58,6 +70,18 @@ fn ours(db: &Connection, path: &Path) -> Result<(), StoreError> {
         (APPLICATION_ID, found) => Err(StoreError::Later { path: shown(), found, known: FORMAT }),
         _ => Err(StoreError::Foreign(shown())),
     }
+}
+
+/// Whose the file is, its format, and whether there is a table in it: of one moment, because another process may be
+/// beginning it.
+fn head(db: &Connection) -> rusqlite::Result<(i64, i64, bool)> {
+    let moment = db.unchecked_transaction()?;
+    let number = |query: &str| moment.query_row(query, [], |row| row.get::<_, i64>(0));
+    Ok((
+        number("PRAGMA application_id")?,
+        number("PRAGMA user_version")?,
+        number("SELECT EXISTS (SELECT 1 FROM sqlite_schema)")? != 0,
+    ))
 }
 
 fn prepare(db: &Connection, purpose: Use) -> rusqlite::Result<()> {
@@ -116,6 +140,20 @@ mod tests {
         assert!(std::fs::metadata(&path).unwrap().len() > 0, "the header is there");
         let db = open(&path, Use::Write).unwrap();
         assert_eq!(db.query_row("SELECT count(*) FROM jobs", [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+    }
+
+    #[test]
+    fn processes_that_begin_one_file_together_all_have_it() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..50 {
+            let path = folder.path().join(round.to_string());
+            std::thread::scope(|scope| {
+                let opened = [0; 4].map(|_| scope.spawn(|| open(&path, Use::Write).map(drop)));
+                for opened in opened {
+                    opened.join().unwrap().unwrap();
+                }
+            });
+        }
     }
 
     #[test]
