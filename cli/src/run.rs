@@ -13,7 +13,7 @@ mod reach;
 mod report;
 mod view;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{num::NonZeroU32, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::bail;
 use pixfleet_producer::{
@@ -147,6 +147,11 @@ fn conclude(
     }
 }
 
+/// Chunks of jobs on their way into the state file at once.
+const CHUNKS: NonZeroU32 = match NonZeroU32::new(2) {
+    Some(chunks) => chunks,
+    None => NonZeroU32::MIN,
+};
 /// The longest pause after a refusal of the account, in milliseconds.
 const REFUSED_MS: u64 = 1_000;
 
@@ -176,6 +181,8 @@ impl Task {
             // Whoever runs this names the files, and may read them anyway.
             config.worker.fetch.roots = vec![PathBuf::from("/")];
         }
+        // One thread puts them in: more chunks at once would only wait in memory.
+        config.enqueue.chunks_in_flight = config.enqueue.chunks_in_flight.min(CHUNKS);
         // It ends at the first refusal of the account: a longer pause would only keep the next run waiting, which
         // comes once that is mended.
         config.worker.refused_ms = config.worker.refused_ms.min(REFUSED_MS);
