@@ -354,7 +354,7 @@ async fn the_demo_loses_nothing_is_never_refused_and_its_batch_can_be_read_again
     let stage = Stage::new().await;
     let mut command = tokio::process::Command::new(pixfleet());
     command
-        .args(["demo", "--json"])
+        .args(["demo", "--engine", "rabbitmq", "--json"])
         .current_dir(stage.folder.path())
         .env("PIXFLEET_RABBITMQ_URL", &stage.url)
         .env("PIXFLEET_REDIS_URL", servers::redis_url())
