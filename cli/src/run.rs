@@ -72,13 +72,13 @@ pub(crate) struct Args {
     provider: Option<String>,
     #[command(flatten)]
     ask: Ask,
-    /// A file for the results, .jsonl, .csv, .parquet or .sqlite (repeat it) [default: <batch>.jsonl]
+    /// A file for the results, .jsonl, .csv, .parquet or .sqlite (repeat it) [default: BATCH.jsonl]
     #[arg(long, value_name = "FILE")]
     out: Vec<PathBuf>,
     /// The run's name: letters, digits, `-` and `_` [default: that of the manifest]
     #[arg(long, value_name = "NAME")]
     batch: Option<BatchName>,
-    /// The file that keeps the state of the run [default: <batch>.pixfleet, beside the output]
+    /// The file that keeps the state of the run [default: BATCH.pixfleet, beside the output]
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
     /// Print one JSON line at the end
