@@ -105,15 +105,11 @@ impl Report {
         let mut lines = vec![format!(
             "batch {batch} is {is}: {results} of {expected} results: {done} done, {failed} failed, {dead} dead"
         )];
-        lines.extend(self.failures.iter().map(|failure| {
-            format!(
-                "{} {}, {}: {}",
-                failure.results,
-                failure.outcome,
-                failure.reason,
-                shortened(&failure.example)
-            )
-        }));
+        lines.extend(
+            self.failures
+                .iter()
+                .map(|failure| format!("{}: {}", failure.in_words(), shortened(&failure.example))),
+        );
         lines.extend(self.calls.iter().map(|calls| {
             let cost = if calls.cost > 0.0 {
                 format!(", {:.2} {}", calls.cost, self.currency)

@@ -10,7 +10,7 @@ use std::{
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pixfleet_shared::{
     batch::BatchName,
-    embedded::{BatchCounts, Store},
+    embedded::{BatchCounts, FailureCount, Store},
     result::Outcome,
 };
 use pixfleet_worker::Board;
@@ -102,14 +102,7 @@ fn line(counts: &BatchCounts, rate: &str) -> String {
 
 /// `12 rejected (422), 3 dead: transient (500)`
 fn failures(counts: &BatchCounts) -> Option<String> {
-    let one = |failure: &pixfleet_shared::embedded::FailureCount| {
-        if failure.reason.starts_with(failure.outcome) {
-            format!("{} {}", failure.results, failure.reason)
-        } else {
-            format!("{} {}: {}", failure.results, failure.outcome, failure.reason)
-        }
-    };
-    let mut shown: Vec<String> = counts.failures.iter().take(REASONS).map(one).collect();
+    let mut shown: Vec<String> = counts.failures.iter().take(REASONS).map(FailureCount::in_words).collect();
     if counts.failures.len() > REASONS {
         shown.push("…".to_owned());
     }
@@ -198,8 +191,6 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use pixfleet_shared::embedded::FailureCount;
-
     use super::*;
 
     fn failure(outcome: &'static str, reason: &str, results: u64) -> FailureCount {

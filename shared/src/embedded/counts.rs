@@ -139,6 +139,18 @@ pub struct CallCounts {
     pub limit_per_s: Option<f64>,
 }
 
+impl FailureCount {
+    /// How many, and why, in a few words: `12 rejected (422)`, `3 dead: transient (500)`.
+    pub fn in_words(&self) -> String {
+        let Self { outcome, reason, results, .. } = self;
+        // The class often is the outcome's own word.
+        match reason.strip_prefix(outcome) {
+            Some(status) => format!("{results} {outcome}{status}"),
+            None => format!("{results} {outcome}: {reason}"),
+        }
+    }
+}
+
 impl BatchCounts {
     /// Results that are there.
     pub fn seen(&self) -> u64 {

@@ -110,7 +110,7 @@ async fn images_that_the_api_refuses_are_results_and_the_report_says_why() {
     let line = "run images.csv --provider restb --models re_lgo --set providers.restb.limits=[{name=\"rate\",calls=100}]";
     let ended = stage.done(line).await;
     ended.assert(0, &[], "a model that only the API knows to be wrong");
-    let says = "3 rejected, rejected (404): status 404: 002: Unknown model: re_lgo";
+    let says = "3 rejected (404): status 404: 002: Unknown model: re_lgo";
     assert!(ended.stdout.contains(says), "{}", ended.stdout);
     stage.hold_each_once(&["images.jsonl"], 3);
     assert_eq!(stage.bill(), 0);
