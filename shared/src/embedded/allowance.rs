@@ -1,7 +1,7 @@
 //! What a process may give out without asking the disk.
 //!
 //! The file holds, of each stack, an upper bound of what is granted. A process that needs slots books them and, where
-//! the rate is high, an allowance of a few more; the bound behind all of them is on the disk before the first
+//! the rate is high, an allowance of as many more as it asked for lately; the bound behind all of them is on the disk before the first
 //! call leaves. Slots within the allowance need no further write. Whoever reads the bound next, another process or the
 //! next run after a crash, begins behind it: at worst an allowance is unused, and never is a call too many.
 //!
@@ -24,6 +24,8 @@ use crate::{
 const ALLOWANCE_US: u64 = 200_000;
 /// The most calls of an allowance.
 const ALLOWANCE_CALLS: usize = 64;
+/// Fewer calls than this are not taken ahead: at so low a rate the disk has time.
+const FEWEST: usize = 8;
 /// Of a limit with a longer window nothing is taken ahead: it is a quota or a budget, and a crash would spend it.
 const LONGEST_WINDOW_MS: u64 = 60_000;
 /// What this process may still give out of a stack.
@@ -35,10 +37,14 @@ pub(super) struct Allowance {
     pub(super) given: State,
     /// What the file says is given out.
     bound: State,
+    /// When it was granted.
+    since_us: u64,
+    /// Calls that it was given out to, those that it was asked for among them.
+    calls: usize,
 }
 
 impl Allowance {
-    /// Slots out of the allowance, where it holds all of them.
+    /// Slots out of the allowance: for all of the calls, or for the first of them that it has left.
     pub(super) fn give_out(
         &mut self,
         spacings: &[Spacing<'_>],
@@ -49,16 +55,24 @@ impl Allowance {
             // The clock was set back: the bound has to follow, too.
             return None;
         }
-        let mut given = self.given.clone();
         let moment = Moment { now_us, lead_us: LEAD_US, lost: false };
-        let decision = decide_at(moment, &mut given, spacings, calls);
-        match &decision {
-            Decision::Slots(slots) if slots.len() == calls.len() && within(&given, &self.bound) => {
+        (1..=calls.len()).rev().find_map(|first| {
+            let mut given = self.given.clone();
+            let decision = decide_at(moment, &mut given, spacings, &calls[..first]);
+            let held = matches!(decision, Decision::Slots(_)) && within(&given, &self.bound);
+            held.then(|| {
                 self.given = given;
-                Some(decision)
-            }
-            _ => None,
-        }
+                self.calls += first;
+                decision
+            })
+        })
+    }
+
+    /// Calls to expect within the time of an allowance, as they came since it was granted.
+    fn expected(&self, now_us: u64) -> usize {
+        let elapsed_us = now_us.saturating_sub(self.since_us).max(ALLOWANCE_US / 4);
+        let expected = self.calls as u64 * ALLOWANCE_US / elapsed_us;
+        usize::try_from(expected).unwrap_or(usize::MAX).min(ALLOWANCE_CALLS)
     }
 
     /// Gives back what is unused, unless somebody was granted something behind it.
@@ -84,17 +98,27 @@ pub(super) fn book(
     let spacings: Vec<Spacing<'_>> = stack.limits.iter().map(judge::spacing).collect();
     let row = limits::granted(db, &stack.name)?;
     let version = row.as_ref().map_or(0, |row| row.version);
-    let mut given = beginning(row, own, &spacings);
+    // What one takes ahead and does not need is missing to the others: no more than was asked for lately.
+    let most = own.as_ref().map_or(0, |own| own.expected(moment.now_us));
+    let before = beginning(row, own, &spacings);
+    let mut given = before.clone();
     let decision = decide_at(moment, &mut given, &spacings, calls);
-    let bound = match &decision {
+    if given == before {
+        // Nothing was booked: nobody has to take note.
+        return Ok((
+            decision,
+            Allowance { version, bound: given.clone(), given, since_us: moment.now_us, calls: 0 },
+        ));
+    }
+    let (bound, booked) = match &decision {
         Decision::Slots(slots) => {
             let until_us = slots.last().map_or(0, |last| last + ALLOWANCE_US);
-            ahead(&given, stack, &spacings, calls, moment.now_us, until_us)
+            (ahead(&given, stack, &spacings, calls, moment.now_us, until_us, most), slots.len())
         }
-        Decision::ComeBack(_) => given.clone(),
+        Decision::ComeBack(_) => (given.clone(), 0),
     };
     let version = limits::grant(db, &stack.name, version, &bound)?;
-    Ok((decision, Allowance { version, given, bound }))
+    Ok((decision, Allowance { version, given, bound, since_us: moment.now_us, calls: booked }))
 }
 
 /// From where to go on: behind what this process gave out, where nobody else was granted anything since; else behind
@@ -115,7 +139,7 @@ fn beginning(row: Option<Granted>, own: Option<Allowance>, spacings: &[Spacing<'
     }
 }
 
-/// The state once everything was given out that may leave by `until_us`, and within the horizon.
+/// The state once up to `most` calls more were given out, as many as may leave by `until_us` and within the horizon.
 fn ahead(
     given: &State,
     stack: &Stack,
@@ -123,17 +147,19 @@ fn ahead(
     calls: &[u32],
     now_us: u64,
     until_us: u64,
+    most: usize,
 ) -> State {
-    let mut bound = given.clone();
-    if stack.limits.iter().any(|limit| limit.per_ms > LONGEST_WINDOW_MS) {
-        return bound;
+    if most < FEWEST || stack.limits.iter().any(|limit| limit.per_ms > LONGEST_WINDOW_MS) {
+        return given.clone();
     }
+    let mut bound = given.clone();
     let models = [calls.iter().copied().max().unwrap_or(1)];
     let moment = Moment { now_us, lead_us: LEAD_US, lost: false };
-    for _ in 0..ALLOWANCE_CALLS {
+    for taken in 0..most {
         let mut next = bound.clone();
         match decide_at(moment, &mut next, spacings, &models) {
             Decision::Slots(slots) if slots.iter().all(|slot| *slot <= until_us) => bound = next,
+            _ if taken < FEWEST => return given.clone(),
             _ => break,
         }
     }

@@ -114,6 +114,9 @@ impl EmbeddedLimiter {
             allowance::book(db, &task, &wanted, own, moment)
         };
         let (decision, allowance) = self.store.write(booking).await?;
+        if allowance.given.held_until_us > now_us() {
+            self.hold(&stack.name, self.clock.at(allowance.given.held_until_us));
+        }
         let mut books = books(&self.books);
         // Smoothed as a round trip is, and quick to grow: the next slots have to be ahead of it.
         let took = sent.elapsed().as_micros() as u64;
@@ -168,7 +171,9 @@ impl RateLimiter for EmbeddedLimiter {
             allowance.given.held_until_us = allowance.given.held_until_us.max(until_us);
         }
         let name = stack.name.clone();
-        self.store.write(move |db| limits::hold_off(db, &name, until_us)).await?;
+        // Another process may have called for a longer one.
+        let held_until_us = self.store.write(move |db| limits::hold_off(db, &name, until_us)).await?;
+        self.hold(&stack.name, self.clock.at(held_until_us));
         Ok(())
     }
 

@@ -64,15 +64,43 @@ fn at_a_high_rate_the_disk_is_asked_a_few_times_a_second_and_no_slot_is_left_out
     }
     let gaps: Vec<u64> = slots.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(slots.len() >= 800 && gaps.iter().all(|gap| *gap == 5_000), "{} slots, {gaps:?}", slots.len());
-    assert!(fleet.bookings <= slots.len() / 20, "{} bookings for {} slots", fleet.bookings, slots.len());
+    assert!(fleet.bookings <= slots.len() / 10, "{} bookings for {} slots", fleet.bookings, slots.len());
+}
+
+#[test]
+fn where_several_book_none_takes_ahead_what_the_others_need() {
+    let mut fleet = Fleet::new(limit(200, Unit::Call, 1), 2);
+    let mut slots = Vec::new();
+    // One is idle most of the time, the other hungry.
+    for round in 0..100 {
+        let now = START + round * 10_000;
+        slots.extend(fleet.ask(0, &[1; 4], now));
+        if round % 10 == 0 {
+            slots.extend(fleet.ask(1, &[1], now));
+        }
+    }
+    // What the hungry one holds in the end is no loss: it goes on.
+    loop {
+        let more = fleet.ask(0, &[1], START + 990_000);
+        if more.is_empty() {
+            break;
+        }
+        slots.extend(more);
+    }
+    slots.sort_unstable();
+    let span = slots[slots.len() - 1] - slots[0];
+    let used = (slots.len() - 1) as f64 * 5_000.0 / span as f64;
+    assert!(used > 0.97, "{used:.3} of the limit");
 }
 
 #[test]
 fn what_is_given_back_is_there_for_the_next_run() {
     let mut fleet = Fleet::new(limit(200, Unit::Call, 1), 2);
-    let first = fleet.ask(0, &[1], START)[0];
-    fleet.allowances[0].take().unwrap().give_back(&fleet.db, "s").unwrap();
-    assert_eq!(fleet.ask(1, &[1], START), [first + 5_000]);
+    let last = (0..4).flat_map(|_| fleet.ask(0, &[1; 4], START)).last().unwrap();
+    let own = fleet.allowances[0].take().unwrap();
+    assert!(own.given != own.bound, "nothing was taken ahead");
+    own.give_back(&fleet.db, "s").unwrap();
+    assert_eq!(fleet.ask(1, &[1], START), [last + 5_000]);
 }
 
 #[test]
