@@ -1,9 +1,10 @@
 //! What a process may give out without asking the disk.
 //!
 //! The file holds, of each stack, an upper bound of what is granted. A process that needs slots books them and, where
-//! the rate is high, an allowance of as many more as it asked for lately; the bound behind all of them is on the disk before the first
-//! call leaves. Slots within the allowance need no further write. Whoever reads the bound next, another process or the
-//! next run after a crash, begins behind it: at worst an allowance is unused, and never is a call too many.
+//! the rate is high, an allowance of as many more as it asked for lately; the bound behind all of them is on the disk
+//! before the first call leaves. Slots within the allowance need no further write. Whoever reads the bound next, another
+//! process or the next run after a crash, begins behind it: at worst an allowance is unused, and never is a call too
+//! many.
 //!
 //! Why that is safe: each call takes a stretch of a limit's time line (its TAT, and the interval before the next), and
 //! leaves within the tolerance before that. The bounds keep the stretches of all processes apart, whatever the order
@@ -28,6 +29,7 @@ const ALLOWANCE_CALLS: usize = 64;
 const FEWEST: usize = 8;
 /// Of a limit with a longer window nothing is taken ahead: it is a quota or a budget, and a crash would spend it.
 const LONGEST_WINDOW_MS: u64 = 60_000;
+
 /// What this process may still give out of a stack.
 #[derive(Clone, Debug)]
 pub(super) struct Allowance {
