@@ -12,7 +12,7 @@ use tracing::{error, warn};
 
 use super::{
     jobs,
-    lending::{self, Lending, Lent, Served},
+    lending::{self, Lending, Lent, Outlook, Served},
     process::now_us,
     settle::EmbeddedSettle,
     store::Store,
@@ -143,8 +143,9 @@ impl Pump {
     /// Lends some more; answers how long to rest, where there was less than asked for.
     async fn refill(&mut self) -> Result<Option<Duration>, StoreError> {
         let served = self.served.clone();
-        if !self.store.read(move |db| lending::any_ready(db, &served)).await? {
-            return Ok(Some(self.rest(None)));
+        let outlook = self.store.read(move |db| lending::outlook(db, &served)).await?;
+        if let Outlook::NothingBefore(due_us) = outlook {
+            return Ok(Some(self.rest(due_us)));
         }
         let most = usize::from(*self.prefetch.borrow()).div_ceil(2).clamp(1, AT_ONCE);
         let Lending { lent, next_due_us } = self.lend_some(most).await?;

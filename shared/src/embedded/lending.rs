@@ -81,20 +81,35 @@ pub(super) fn emptiest(db: &Connection, priority: Priority, chance: &[u32]) -> r
     Ok(depths.into_iter().min().map_or(0, |(_, _, lane)| lane))
 }
 
-/// Whether a job of these is ready, or any has waited for long enough.
-pub(super) fn any_ready(db: &Connection, served: &Served) -> rusqlite::Result<bool> {
-    let due = "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 2 AND due_us <= ?1)";
-    if db.prepare_cached(due)?.query_row([now_us() as i64], |row| row.get(0))? {
-        return Ok(true);
+/// What there is to lend.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outlook {
+    /// A job of these providers is ready, or any has waited for long enough.
+    Ready,
+    /// Nothing is; the next waiting job is ready at this moment, if one waits.
+    NothingBefore(Option<u64>),
+}
+
+/// Looks whether there is something to lend.
+pub(super) fn outlook(db: &Connection, served: &Served) -> rusqlite::Result<Outlook> {
+    let next_due_us = next_due_us(db)?;
+    if next_due_us.is_some_and(|due_us| due_us <= now_us()) {
+        return Ok(Outlook::Ready);
     }
     let mut ready =
         db.prepare_cached("SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 0 AND provider = ?1)")?;
     for provider in served.providers(db)? {
         if ready.query_row([provider], |row| row.get(0))? {
-            return Ok(true);
+            return Ok(Outlook::Ready);
         }
     }
-    Ok(false)
+    Ok(Outlook::NothingBefore(next_due_us))
+}
+
+fn next_due_us(db: &Connection) -> rusqlite::Result<Option<u64>> {
+    let due: Option<i64> =
+        db.prepare_cached("SELECT min(due_us) FROM jobs WHERE state = 2")?.query_row([], |row| row.get(0))?;
+    Ok(due.map(i64::unsigned_abs))
 }
 
 /// Turns for every lane that there can be.
@@ -127,10 +142,7 @@ pub(super) fn lend(
         lending.lent.push(Lent { seq, message });
     }
     if lending.lent.len() < most {
-        let due: Option<i64> = db
-            .prepare_cached("SELECT min(due_us) FROM jobs WHERE state = 2")?
-            .query_row([], |row| row.get(0))?;
-        lending.next_due_us = due.map(i64::unsigned_abs);
+        lending.next_due_us = next_due_us(db)?;
     }
     Ok(lending)
 }
@@ -155,4 +167,36 @@ fn heads(db: &Connection, providers: &[String], most: usize) -> rusqlite::Result
         lanes.push(seqs);
     }
     Ok(lanes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        embedded::{
+            file::{self, Use},
+            jobs::{self, After, Row},
+        },
+        job::{Image, Job, Source},
+    };
+
+    #[test]
+    fn where_nothing_is_ready_the_next_waiting_jobs_moment_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = file::open(&folder.path().join("state"), Use::Write).unwrap();
+        let image = Image { id: "i".into(), source: Source::Url("https://example.com/".into()) };
+        let job = Job::new("b".parse().unwrap(), image, "p".into(), vec!["m".into()]);
+        assert_eq!(outlook(&db, &Served::All).unwrap(), Outlook::NothingBefore(None));
+        jobs::put(&db, &[Row::of(&job).unwrap()]).unwrap();
+        assert_eq!(outlook(&db, &Served::All).unwrap(), Outlook::Ready);
+        assert_eq!(outlook(&db, &Served::Of(vec!["q".into()])).unwrap(), Outlook::NothingBefore(None));
+        let lent = lend(&db, 1, &Served::All, &mut turns(), 1).unwrap().lent;
+        let hour = 3_600_000_000;
+        let again = After::Again(Row::of(&job).unwrap(), hour);
+        jobs::settle(&db, 1, lent[0].seq, job.id, &[], &again).unwrap();
+        let Outlook::NothingBefore(Some(due_us)) = outlook(&db, &Served::All).unwrap() else {
+            panic!("it waits")
+        };
+        assert!(due_us <= now_us() + hour && due_us > now_us() + hour / 2);
+    }
 }

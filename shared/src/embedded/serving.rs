@@ -33,18 +33,25 @@ pub(super) struct Serving {
 impl Serving {
     /// Writes what is asked, in groups, until nobody can ask any more.
     pub(super) fn write(self, inbox: &mpsc::Receiver<Box<dyn Task>>) {
+        let mut renewed = Instant::now();
         loop {
-            match inbox.recv_timeout(self.shared.membership.rest()) {
+            let rest = self.shared.membership.rest().saturating_sub(renewed.elapsed());
+            match inbox.recv_timeout(rest) {
                 Ok(first) => self.group(first, inbox),
-                Err(mpsc::RecvTimeoutError::Timeout) => self.renew(),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            }
+            // Also when it never rests: a busy process must not be taken for a dead one.
+            if renewed.elapsed() >= self.shared.membership.rest() {
+                self.renew();
+                renewed = Instant::now();
             }
         }
         // At worst the lease ends by itself.
         let _ = self.shared.membership.leave(&self.db);
     }
 
-    /// A lease that can't be renewed now is renewed with the next group, or ends: then others have its jobs.
+    /// A lease that can't be renewed now is renewed a little later, or ends: then others have its jobs.
     fn renew(&self) {
         match self.shared.membership.renew(&self.db) {
             Ok(returned) if returned > 0 => tell(&self.shared.news.jobs),
@@ -142,5 +149,30 @@ impl Serving {
         let trouble = StoreError::of(&self.path, error);
         self.shared.note_failure(&trouble);
         trouble
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded::store::Store;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_process_that_never_rests_renews_its_lease() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state")).unwrap();
+        let shared = store.shared();
+        store.write(move |db| shared.membership.join(db)).await.unwrap();
+        let end = || {
+            store.read(|db| db.query_row("SELECT until_us FROM processes", [], |row| row.get::<_, i64>(0)))
+        };
+        let first = end().await.unwrap();
+        let renewed = async {
+            while end().await.unwrap() == first {
+                store.write(|db| db.execute("UPDATE batches SET jobs = jobs", [])).await.unwrap();
+            }
+        };
+        let patience = Duration::from_secs(30);
+        assert!(tokio::time::timeout(patience, renewed).await.is_ok(), "its lease is not renewed");
     }
 }
