@@ -74,7 +74,7 @@ impl EmbeddedLimiter {
         let _ = self.store.write(given).await;
     }
 
-    /// Slots out of the allowance, where it holds all of them; or when to come back, which needs no grant.
+    /// Slots out of the allowance, as many of them as it has left.
     fn at_hand(
         &self,
         stack: &Stack,
