@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     gcra::{Decision, HORIZON_US, LEAD_US},
-    limiter::{Reservation, Slot},
+    limiter::{Reservation, Slot, Stack, Wait, Why},
 };
 
 /// Asked back this long before the moment that is free, so that it is booked before it comes.
@@ -110,6 +110,10 @@ impl Mapping {
         (LEAD_US + mean + 4 * spread).min(MAX_LEAD_US)
     }
 
+    fn server_us(&self, local_us: u64) -> Option<u64> {
+        Some(u64::try_from(local_us as i64 + self.best?.offset_us).unwrap_or(0))
+    }
+
     fn local_us(&self, server_us: u64) -> Option<u64> {
         let local = server_us as i64 - self.best?.offset_us;
         Some(u64::try_from(local).unwrap_or(0))
@@ -141,15 +145,22 @@ impl Clock {
         }
     }
 
-    /// A decision on the server's clock as an answer on this process's.
-    pub(crate) fn reservation(&self, decision: &Decision) -> Reservation {
+    /// What the server's clock shows at this process's `moment`; nothing before any exchange.
+    pub(crate) fn server_us(&self, moment: Instant) -> Option<u64> {
+        self.lock().server_us(self.since_origin(moment))
+    }
+
+    /// A decision on the server's clock as an answer on this process's, for a stack whose limits are `in_force`.
+    pub(crate) fn reservation(&self, decision: &Decision, in_force: &Stack) -> Reservation {
         match decision {
-            Decision::Slots(slots) => {
-                Reservation::Slots(slots.iter().map(|slot| Slot { at: self.at(*slot) }).collect())
+            Decision::Slots { at, probe } => {
+                let slot = |slot: &u64| Slot { at: self.at(*slot), probe: *probe };
+                Reservation::Slots(at.iter().map(slot).collect())
             }
-            Decision::ComeBack(at) => {
-                let at = self.at(*at);
-                Reservation::ComeBack(at.checked_sub(COME_BACK_AHEAD).unwrap_or(at))
+            Decision::ComeBack { at, why } => {
+                let free_at = self.at(*at);
+                let ask_at = free_at.checked_sub(COME_BACK_AHEAD).unwrap_or(free_at);
+                Reservation::ComeBack(Wait { ask_at, free_at, why: Why::of(*why, in_force) })
             }
         }
     }

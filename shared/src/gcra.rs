@@ -1,13 +1,17 @@
-//! The decision of the reserving GCRA: when may the next calls leave? Pure, in whole microseconds.
+//! The decision of the reserving GCRA: when may the next calls leave? Pure, in whole microseconds and millionths of units.
 //!
 //! The Lua script of the Redis engine (`fleet/redis/reserve.lua`) is its twin; a test drives both with the same
-//! traces. Each limit keeps one number, its TAT (theoretical arrival time): the moment from which a call is back
+//! traces. A rate keeps one number, its TAT (theoretical arrival time): the moment from which a call is back
 //! on pace. A call of c units may leave at `TAT + T (c - 1) - tau` at the earliest, which is when a bucket of
-//! `tau / T + 1` units holds c again, and moves the TAT by T times c.
+//! `tau / T + 1` units holds c again, and moves the TAT by T times c. A quota keeps what is used ([`quota`](crate::quota)).
 
 use std::collections::BTreeMap;
 
-use crate::{judge::Spacing, limiter::Unit};
+use crate::{
+    judge::{Rule, Spacing},
+    limit::MICRO,
+    quota::Count,
+};
 
 /// How far ahead of now slots are booked.
 pub const HORIZON_US: u64 = 800_000;
@@ -15,6 +19,8 @@ pub const HORIZON_US: u64 = 800_000;
 pub const CLOCK_STEP_US: u64 = 250_000;
 /// No slot is nearer than this: the answer has to travel back.
 pub const LEAD_US: u64 = 1_000;
+/// A probe that is not answered within this time is taken for lost, and another call is let through.
+pub const PROBE_US: u64 = 10_000_000;
 
 /// What is kept between decisions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,12 +29,35 @@ pub struct State {
     pub at_us: u64,
     /// Nothing leaves before this moment.
     pub held_until_us: u64,
+    /// After a hold-off: what is still to be found out.
+    pub probe: Probe,
     /// What is known of each limit, by its name. Of a limit that is not in it nothing is known.
-    pub pace: BTreeMap<String, Pace>,
+    pub known: BTreeMap<String, Known>,
+}
+
+/// Whether one call goes ahead of the others, after a hold-off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Probe {
+    /// Nobody has to.
+    #[default]
+    None,
+    /// The next one does.
+    Due,
+    /// One did: the others wait for its answer, until this moment.
+    Out(u64),
 }
 
 /// What is known of one limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// Of a rate.
+    Pace(Pace),
+    /// Of a quota.
+    Count(Count),
+}
+
+/// What is known of one rate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pace {
     /// The TAT.
     pub tat_us: u64,
@@ -51,19 +80,44 @@ pub struct Moment {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Booked moments, in order: for the first calls asked for.
-    Slots(Vec<u64>),
+    Slots {
+        /// The moments.
+        at: Vec<u64>,
+        /// The one call that goes ahead after a hold-off.
+        probe: bool,
+    },
     /// Nothing was booked: the first call could leave at this moment, which is past the horizon.
-    ComeBack(u64),
+    ComeBack {
+        /// The moment.
+        at: u64,
+        /// What keeps it.
+        why: Keeper,
+    },
+}
+
+/// What keeps a call from leaving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeper {
+    /// The limit of this index among the rules.
+    Rule(usize),
+    /// A hold-off.
+    HoldOff,
+    /// A probe that is not answered.
+    Probe,
 }
 
 impl State {
     /// The state of a stack that has been idle for ever.
-    pub fn idle(spacings: &[Spacing<'_>]) -> Self {
-        let pace = |limit: &Spacing<'_>| Pace { tat_us: 0, interval_us: limit.interval_us };
-        Self {
-            pace: spacings.iter().map(|limit| (limit.name.to_owned(), pace(limit))).collect(),
-            ..Self::default()
-        }
+    pub fn idle(rules: &[Rule<'_>]) -> Self {
+        let idle = |rule: &Rule<'_>| match rule {
+            Rule::Paced(limit) => Known::Pace(Pace { interval_us: limit.interval_us, ..Pace::default() }),
+            Rule::Counted(quota) => Known::Count(Count {
+                start_us: quota.windows.start_us,
+                end_us: quota.windows.end_us,
+                ..Count::default()
+            }),
+        };
+        Self { known: rules.iter().map(|rule| (rule.name().to_owned(), idle(rule))).collect(), ..Self::default() }
     }
 
     /// Moves every later slot back, because a call leaves so much after its own.
@@ -71,18 +125,35 @@ impl State {
     /// The n-th call after it is a whole window away, and is not booked yet: see
     /// [`Lateness`](crate::judge::Lateness).
     pub fn late(&mut self, by_us: u64) {
-        for pace in self.pace.values_mut() {
-            pace.tat_us += by_us;
+        for known in self.known.values_mut() {
+            if let Known::Pace(pace) = known {
+                pace.tat_us += by_us;
+            }
         }
     }
 
-    /// Moves everything back with a clock that was set back: as if no time had passed since the last change.
+    /// Gives back what a call took from the quotas: `costs` by the limits' names, in millionths of units.
+    pub fn refund<'a>(&mut self, costs: impl IntoIterator<Item = (&'a str, u64)>) {
+        for (name, cost) in costs {
+            if let Some(Known::Count(count)) = self.known.get_mut(name) {
+                count.refund(cost);
+            }
+        }
+    }
+
+    /// Moves everything back with a clock that was set back: as if no time had passed since the last change. A quota is
+    /// the calendar's and stays.
     fn follow_clock(&mut self, now_us: u64) {
         let back = self.at_us.saturating_sub(now_us);
         if back > 0 {
             self.held_until_us = self.held_until_us.saturating_sub(back);
-            for pace in self.pace.values_mut() {
-                pace.tat_us = pace.tat_us.saturating_sub(back);
+            if let Probe::Out(until) = &mut self.probe {
+                *until = until.saturating_sub(back);
+            }
+            for known in self.known.values_mut() {
+                if let Known::Pace(pace) = known {
+                    pace.tat_us = pace.tat_us.saturating_sub(back);
+                }
             }
             self.at_us = now_us;
         }
@@ -105,33 +176,87 @@ impl Pace {
             }
             _ => known.tat_us,
         });
-        let bound = now + HORIZON_US + CLOCK_STEP_US + limit.interval_us * u64::from(limit.heaviest);
+        let bound = now + HORIZON_US + CLOCK_STEP_US + limit.charge_us(limit.heaviest);
         Self {
             tat_us: if moment.lost || known.is_none() { tat_us.max(bound) } else { tat_us },
             interval_us: limit.interval_us,
         }
     }
+
+    /// When the limit lets a call go that is charged so much.
+    fn earliest(&self, limit: &Spacing<'_>, charge_us: u64) -> u64 {
+        (self.tat_us + charge_us).saturating_sub(limit.interval_us + limit.tolerance_us)
+    }
 }
 
-/// Books slots for `calls` (the number of models of each) on a state that is known to be whole.
-pub fn decide(state: &mut State, spacings: &[Spacing<'_>], calls: &[u32], now_us: u64) -> Decision {
+impl Known {
+    fn of(known: Option<Self>, rule: &Rule<'_>, moment: Moment) -> Self {
+        match rule {
+            Rule::Paced(limit) => {
+                let known = if let Some(Self::Pace(pace)) = known { Some(pace) } else { None };
+                Self::Pace(Pace::of(known, limit, moment))
+            }
+            Rule::Counted(quota) => {
+                let known = if let Some(Self::Count(count)) = known { Some(count) } else { None };
+                Self::Count(Count::of(known, quota, moment.now_us, moment.lost))
+            }
+        }
+    }
+
+    /// The first moment, from `slot` on, at which a call of `cost` may leave.
+    fn earliest(&self, rule: &Rule<'_>, cost: u64, slot: u64) -> u64 {
+        match (self, rule) {
+            (Self::Pace(pace), Rule::Paced(limit)) => slot.max(pace.earliest(limit, limit.charge_us(cost))),
+            (Self::Count(count), Rule::Counted(quota)) => count.earliest(quota, cost, slot),
+            // `of` makes the one that fits.
+            _ => slot,
+        }
+    }
+
+    pub(crate) fn take(&mut self, rule: &Rule<'_>, cost: u64, slot: u64) {
+        match (self, rule) {
+            (Self::Pace(pace), Rule::Paced(limit)) => {
+                pace.tat_us = pace.tat_us.max(slot) + limit.charge_us(cost);
+            }
+            (Self::Count(count), Rule::Counted(quota)) => count.take(quota, cost, slot),
+            _ => {}
+        }
+    }
+}
+
+/// Books slots for `calls` (what each takes of each rule) on a state that is known to be whole.
+pub fn decide(state: &mut State, rules: &[Rule<'_>], calls: &[Vec<u64>], now_us: u64) -> Decision {
     let moment = Moment { now_us, lead_us: LEAD_US, lost: false };
-    decide_at(moment, state, spacings, calls)
+    decide_at(moment, state, rules, calls)
 }
 
-/// Books slots for `calls` (the number of models of each), and moves `state` on. What it holds of limits that
-/// are not in `spacings` is forgotten: such a limit comes back as one of which nothing is known.
+/// Books slots for `calls` (what each takes of each rule, in millionths of units), and moves `state` on. What it holds of
+/// limits that are not in `rules` is forgotten: such a limit comes back as one of which nothing is known.
 ///
 /// Every call has to fit ([`judge::fits`](crate::judge::fits)).
-pub fn decide_at(moment: Moment, state: &mut State, spacings: &[Spacing<'_>], calls: &[u32]) -> Decision {
+pub fn decide_at(moment: Moment, state: &mut State, rules: &[Rule<'_>], calls: &[Vec<u64>]) -> Decision {
     state.follow_clock(moment.now_us);
-    let mut paces: Vec<Pace> =
-        spacings.iter().map(|limit| Pace::of(state.pace.get(limit.name).copied(), limit, moment)).collect();
-    let decision = book(moment, state.held_until_us, spacings, &mut paces, calls);
-    let names = spacings.iter().map(|limit| limit.name.to_owned());
-    let pace = names.zip(paces).collect();
-    if moment.lost || state.pace != pace || matches!(decision, Decision::Slots(_)) {
-        state.pace = pace;
+    let mut known: Vec<Known> = rules
+        .iter()
+        .map(|rule| Known::of(state.known.get(rule.name()).copied(), rule, moment))
+        .collect();
+    let soonest = (moment.now_us + moment.lead_us).max(state.held_until_us);
+    let decision = match state.probe {
+        Probe::Out(until) if until > moment.now_us => Decision::ComeBack { at: until, why: Keeper::Probe },
+        Probe::None => book(moment, soonest, rules, &mut known, calls),
+        // One call goes ahead.
+        Probe::Due | Probe::Out(_) => match book(moment, soonest, rules, &mut known, &calls[..calls.len().min(1)]) {
+            Decision::Slots { at, .. } => {
+                state.probe = at.last().map_or(state.probe, |slot| Probe::Out(slot + PROBE_US));
+                Decision::Slots { at, probe: true }
+            }
+            come_back @ Decision::ComeBack { .. } => come_back,
+        },
+    };
+    let names = rules.iter().map(|rule| rule.name().to_owned());
+    let known = names.zip(known).collect();
+    if moment.lost || state.known != known || matches!(decision, Decision::Slots { .. }) {
+        state.known = known;
         state.at_us = moment.now_us;
     }
     decision
@@ -139,126 +264,203 @@ pub fn decide_at(moment: Moment, state: &mut State, spacings: &[Spacing<'_>], ca
 
 fn book(
     moment: Moment,
-    held_until_us: u64,
-    spacings: &[Spacing<'_>],
-    paces: &mut [Pace],
-    calls: &[u32],
+    soonest: u64,
+    rules: &[Rule<'_>],
+    known: &mut [Known],
+    calls: &[Vec<u64>],
 ) -> Decision {
     let mut slots = Vec::with_capacity(calls.len());
-    for &models in calls {
-        let soonest = (moment.now_us + moment.lead_us).max(held_until_us);
-        let slot = spacings
-            .iter()
-            .zip(paces.iter())
-            .map(|(limit, pace)| earliest(limit, pace.tat_us, models))
-            .fold(soonest, u64::max);
+    for costs in calls {
+        let (slot, why) = earliest(soonest, rules, known, costs);
         if slot > moment.now_us + HORIZON_US {
-            return if slots.is_empty() { Decision::ComeBack(slot) } else { Decision::Slots(slots) };
+            if slots.is_empty() {
+                return Decision::ComeBack { at: slot, why };
+            }
+            break;
         }
-        for (limit, pace) in spacings.iter().zip(paces.iter_mut()) {
-            pace.tat_us = pace.tat_us.max(slot) + limit.interval_us * cost(limit.unit, models);
+        for ((rule, known), cost) in rules.iter().zip(known.iter_mut()).zip(costs) {
+            known.take(rule, *cost, slot);
         }
         slots.push(slot);
     }
-    Decision::Slots(slots)
+    Decision::Slots { at: slots, probe: false }
 }
 
-/// When a limit of this TAT lets a call go.
-fn earliest(limit: &Spacing<'_>, tat_us: u64, models: u32) -> u64 {
-    let own = limit.interval_us * (cost(limit.unit, models) - 1);
-    (tat_us + own).saturating_sub(limit.tolerance_us)
-}
-
-/// What a call of `models` models takes from a limit.
-pub fn cost(unit: Unit, models: u32) -> u64 {
-    match unit {
-        Unit::Call => 1,
-        Unit::Model => u64::from(models.max(1)),
+/// The first moment that suits every rule, and the rule that decided it.
+pub(crate) fn earliest(soonest: u64, rules: &[Rule<'_>], known: &[Known], costs: &[u64]) -> (u64, Keeper) {
+    let (mut slot, mut why) = (soonest, Keeper::HoldOff);
+    loop {
+        let before = slot;
+        for (i, ((rule, known), cost)) in rules.iter().zip(known).zip(costs).enumerate() {
+            let later = known.earliest(rule, *cost, slot);
+            if later > slot {
+                (slot, why) = (later, Keeper::Rule(i));
+            }
+        }
+        // A quota that moved the slot into its next window may have moved it into another one's edge. Windows are few:
+        // two rounds are all that is ever needed, and the last one changes nothing.
+        if slot == before {
+            return (slot, why);
+        }
     }
+}
+
+/// Every call's costs where one call takes one unit of each rule.
+pub fn units(rules: &[Rule<'_>], calls: usize) -> Vec<Vec<u64>> {
+    vec![vec![MICRO; rules.len()]; calls]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        judge::spacing,
-        limiter::{Judge, Limit},
+        judge::{self, spacing},
+        limit::{Limit, Stack, Unit, Weight},
     };
     use proptest::prelude::*;
 
     const SPACING: Spacing<'_> =
-        Spacing { name: "rate", interval_us: 5_000, tolerance_us: 0, unit: Unit::Call, heaviest: 1 };
+        Spacing { name: "rate", interval_us: 5_000, tolerance_us: 0, heaviest: MICRO };
 
     fn known() -> State {
         on_pace_from(0)
     }
 
     fn on_pace_from(tat_us: u64) -> State {
-        let pace = Pace { tat_us, interval_us: SPACING.interval_us };
-        State { pace: [("rate".to_owned(), pace)].into(), ..State::default() }
+        let pace = Known::Pace(Pace { tat_us, interval_us: SPACING.interval_us });
+        State { known: [("rate".to_owned(), pace)].into(), ..State::default() }
     }
 
     fn limit(unit: Unit, burst: u32) -> Limit {
-        Limit {
-            name: "rate".into(),
-            calls: 20,
-            per_ms: 1000,
-            judge: Judge::Sliding,
-            unit,
-            burst,
-            jitter_ms: 0.0,
-        }
+        Limit { unit, burst, jitter_ms: Some(8.0), ..Limit::per_second("rate", 20) }
+    }
+
+    fn calls(spacings: &[Spacing<'_>], units: &[u64]) -> Vec<Vec<u64>> {
+        units.iter().map(|units| vec![units * MICRO; spacings.len()]).collect()
+    }
+
+    fn decided(state: &mut State, spacings: &[Spacing<'_>], units: &[u64], now_us: u64) -> Decision {
+        let rules: Vec<Rule<'_>> = spacings.iter().map(|spacing| Rule::Paced(*spacing)).collect();
+        decide(state, &rules, &calls(spacings, units), now_us)
+    }
+
+    fn slots(at: Vec<u64>) -> Decision {
+        Decision::Slots { at, probe: false }
+    }
+
+    fn come_back(at: u64) -> Decision {
+        Decision::ComeBack { at, why: Keeper::Rule(0) }
     }
 
     #[test]
-    fn calls_are_booked_one_interval_apart() {
+    fn the_first_decision_ever_is_taken_for_lost_state() {
+        let bound = 1_000_000 + HORIZON_US + CLOCK_STEP_US + 5_000;
+        assert_eq!(decided(&mut State::default(), &[SPACING], &[1], 1_000_000), come_back(bound));
+    }
+
+    #[test]
+    fn calls_leave_one_interval_apart() {
         let mut state = known();
-        let slots = decide(&mut state, &[SPACING], &[1, 1, 1], 1_000_000);
-        assert_eq!(slots, Decision::Slots(vec![1_001_000, 1_006_000, 1_011_000]));
+        let booked = decided(&mut state, &[SPACING], &[1, 1, 1], 1_000_000);
+        assert_eq!(booked, slots(vec![1_001_000, 1_006_000, 1_011_000]));
     }
 
     #[test]
     fn past_the_horizon_nothing_is_booked_and_the_answer_says_when() {
         let mut state = on_pace_from(5_000_000);
-        assert_eq!(decide(&mut state, &[SPACING], &[1], 0), Decision::ComeBack(5_000_000));
-        assert_eq!(state.pace["rate"].tat_us, 5_000_000);
+        let before = state.clone();
+        assert_eq!(decided(&mut state, &[SPACING], &[1], 0), come_back(5_000_000));
+        assert_eq!(state.known, before.known);
     }
 
     #[test]
     fn a_hold_off_moves_every_slot_behind_it() {
         let mut state = State { held_until_us: 700_000, ..known() };
-        assert_eq!(decide(&mut state, &[SPACING], &[1], 0), Decision::Slots(vec![700_000]));
+        assert_eq!(decided(&mut state, &[SPACING], &[1], 0), slots(vec![700_000]));
+        let mut state = State { held_until_us: 7_000_000, ..known() };
+        let later = Decision::ComeBack { at: 7_000_000, why: Keeper::HoldOff };
+        assert_eq!(decided(&mut state, &[SPACING], &[1], 0), later);
     }
 
     #[test]
-    fn a_call_of_six_models_waits_for_six_units_where_models_count() {
-        let per_model = Spacing { unit: Unit::Model, heaviest: 6, tolerance_us: 25_000, ..SPACING };
+    fn after_a_hold_off_one_call_goes_ahead_and_the_others_wait_for_its_answer() {
+        let mut state = State { held_until_us: 700_000, probe: Probe::Due, ..known() };
+        let first = decided(&mut state, &[SPACING], &[1, 1, 1], 0);
+        assert_eq!(first, Decision::Slots { at: vec![700_000], probe: true });
+        let wait = Decision::ComeBack { at: 700_000 + PROBE_US, why: Keeper::Probe };
+        assert_eq!(decided(&mut state, &[SPACING], &[1], 800_000), wait);
+        let mut answered = State { probe: Probe::None, ..state.clone() };
+        assert_eq!(decided(&mut answered, &[SPACING], &[1, 1], 800_000), slots(vec![801_000, 806_000]));
+        // Nobody heard of its answer: another one is sent.
+        let second = decided(&mut state, &[SPACING], &[1, 1], 700_000 + PROBE_US);
+        assert_eq!(second, Decision::Slots { at: vec![701_000 + PROBE_US], probe: true });
+    }
+
+    #[test]
+    fn a_call_of_six_units_waits_for_six() {
+        let per_model = Spacing { heaviest: 6 * MICRO, tolerance_us: 25_000, ..SPACING };
         let mut state = known();
         assert_eq!(
-            decide(&mut state, &[per_model], &[6, 6, 1], 0),
-            Decision::Slots(vec![LEAD_US, LEAD_US + 30_000, LEAD_US + 35_000])
+            decided(&mut state, &[per_model], &[6, 6, 1], 0),
+            slots(vec![LEAD_US, LEAD_US + 30_000, LEAD_US + 35_000])
         );
+    }
+
+    #[test]
+    fn half_a_unit_takes_half_the_time() {
+        let megabytes = Spacing { tolerance_us: 0, ..SPACING };
+        let mut state = known();
+        let halves = vec![vec![MICRO / 2]; 3];
+        let booked = decide(&mut state, &[Rule::Paced(megabytes)], &halves, 1_000_000);
+        assert_eq!(booked, slots(vec![1_001_000, 1_001_000, 1_003_500]));
     }
 
     #[test]
     fn a_limit_that_is_halved_makes_the_units_still_to_leave_twice_as_dear() {
         let mut state = on_pace_from(1_000_000);
         let halved = Spacing { interval_us: 10_000, ..SPACING };
-        assert_eq!(decide(&mut state, &[halved], &[1], 0), Decision::ComeBack(2_000_000));
+        assert_eq!(decided(&mut state, &[halved], &[1], 0), come_back(2_000_000));
     }
 
     #[test]
     fn a_new_limit_in_a_known_stack_begins_at_its_upper_bound() {
         let day = Spacing { name: "day", interval_us: 60_000, ..SPACING };
         let bound = HORIZON_US + CLOCK_STEP_US + 60_000;
-        assert_eq!(decide(&mut known(), &[SPACING, day], &[1], 0), Decision::ComeBack(bound));
+        let wait = Decision::ComeBack { at: bound, why: Keeper::Rule(1) };
+        assert_eq!(decided(&mut known(), &[SPACING, day], &[1], 0), wait);
     }
 
     #[test]
     fn a_clock_set_back_by_an_hour_neither_frees_nor_blocks_a_call() {
         const HOUR: u64 = 3_600_000_000;
         let mut state = State { held_until_us: HOUR + 700_000, at_us: HOUR, ..on_pace_from(HOUR + 500_000) };
-        assert_eq!(decide(&mut state, &[SPACING], &[1], 10), Decision::Slots(vec![700_010]));
+        assert_eq!(decided(&mut state, &[SPACING], &[1], 10), slots(vec![700_010]));
+    }
+
+    #[test]
+    fn a_quota_is_spent_at_once_and_then_waits_for_its_next_window() {
+        use crate::quota::{Counted, Windows};
+        let windows = Windows { start_us: 0, end_us: 60_000_000, next_end_us: 120_000_000 };
+        let quota = Counted { name: "minute", most: 3 * MICRO, guard_us: 1_000_000, windows, hint: None };
+        let rules = [Rule::Paced(SPACING), Rule::Counted(quota)];
+        let mut state = State::idle(&rules);
+        let booked = decide(&mut state, &rules, &units(&rules, 5), 5_000_000);
+        assert_eq!(booked, slots(vec![5_001_000, 5_006_000, 5_011_000]));
+        let wait = Decision::ComeBack { at: 61_000_000, why: Keeper::Rule(1) };
+        assert_eq!(decide(&mut state, &rules, &units(&rules, 1), 5_020_000), wait);
+        state.refund([("minute", MICRO)]);
+        assert_eq!(decide(&mut state, &rules, &units(&rules, 1), 5_020_000), slots(vec![5_021_000]));
+    }
+
+    #[test]
+    fn a_quota_that_was_lost_is_what_the_asker_remembers() {
+        use crate::quota::{Counted, Windows};
+        let windows = Windows { start_us: 0, end_us: 60_000_000, next_end_us: 120_000_000 };
+        let hint = Count { start_us: 0, end_us: 60_000_000, used: 3 * MICRO, next: 0 };
+        let quota = Counted { name: "minute", most: 3 * MICRO, guard_us: 1_000_000, windows, hint: Some(hint) };
+        let rules = [Rule::Counted(quota)];
+        let wait = Decision::ComeBack { at: 61_000_000, why: Keeper::Rule(0) };
+        assert_eq!(decide(&mut State::default(), &rules, &units(&rules, 1), 5_000_000), wait);
     }
 
     proptest! {
@@ -270,15 +472,17 @@ mod tests {
             burst in 4u32..8, per_model: bool,
         ) {
             let limit = limit(if per_model { Unit::Model } else { Unit::Call }, burst);
-            let spacing = [spacing(&limit)];
+            let rules = [Rule::Paced(spacing(&limit))];
             let (mut state, mut now, mut units) = (State::default(), 10_000_000, Vec::new());
             for (step, calls, lost) in steps {
                 now += step;
                 if lost { state = State::default(); }
-                if let Decision::Slots(slots) = decide(&mut state, &spacing, &calls, now) {
-                    for (slot, models) in slots.iter().zip(&calls) {
+                let costs: Vec<Vec<u64>> =
+                    calls.iter().map(|models| vec![Weight::of_models(*models).micros(limit.unit)]).collect();
+                if let Decision::Slots { at, .. } = decide(&mut state, &rules, &costs, now) {
+                    for (slot, cost) in at.iter().zip(&costs) {
                         prop_assert!(*slot > now && *slot <= now + HORIZON_US);
-                        units.extend(std::iter::repeat_n(*slot, cost(limit.unit, *models) as usize));
+                        units.extend(std::iter::repeat_n(*slot, (cost[0] / MICRO) as usize));
                     }
                 }
             }
@@ -294,11 +498,11 @@ mod tests {
             steps in proptest::collection::vec((1u64..200_000, 1usize..5), 1..200),
             lateness in proptest::collection::vec(prop_oneof![4 => 0u64..4_000, 1 => 4_000u64..80_000], 800),
         ) {
-            let limit = crate::limiter::Limit { jitter_ms: 8.0, ..limit(Unit::Call, 1) };
-            let stack = crate::limiter::Stack { name: "s".into(), limits: vec![limit.clone()] };
-            let allowed = crate::judge::lateness(&stack);
+            let limit = limit(Unit::Call, 1);
+            let stack = Stack { name: "s".into(), limits: vec![limit.clone()] };
+            let allowed = judge::lateness(&stack);
             prop_assert_eq!((allowed.free_us, allowed.mended_us), (4_000, 80_000));
-            let spacing = [spacing(&limit)];
+            let rules = [Rule::Paced(spacing(&limit))];
             let (mut state, mut now, mut departures) = (on_pace_from(0), 10_000_000, Vec::new());
             let mut leaving = std::collections::BTreeSet::new();
             let mut lateness = lateness.into_iter();
@@ -309,8 +513,8 @@ mod tests {
                     if late > allowed.free_us { state.late(late - allowed.free_us); }
                     departures.push(at);
                 }
-                if let Decision::Slots(slots) = decide(&mut state, &spacing, &vec![1; calls], now) {
-                    leaving.extend(slots.into_iter().zip(&mut lateness).map(|(slot, late)| (slot + late, late)));
+                if let Decision::Slots { at, .. } = decide(&mut state, &rules, &units(&rules, calls), now) {
+                    leaving.extend(at.into_iter().zip(&mut lateness).map(|(slot, late)| (slot + late, late)));
                 }
             }
             departures.sort_unstable();
@@ -323,9 +527,9 @@ mod tests {
         /// A known state never keeps a call waiting that every limit would let go.
         #[test]
         fn a_call_leaves_at_once_when_every_limit_is_on_pace(tat in 0u64..2_000_000, now in 0u64..2_000_000) {
-            let decision = decide(&mut on_pace_from(tat), &[SPACING], &[1], now);
+            let decision = decided(&mut on_pace_from(tat), &[SPACING], &[1], now);
             if tat <= now + LEAD_US {
-                prop_assert_eq!(decision, Decision::Slots(vec![now + LEAD_US]));
+                prop_assert_eq!(decision, slots(vec![now + LEAD_US]));
             }
         }
     }

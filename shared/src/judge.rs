@@ -3,17 +3,36 @@
 //! W is the window, n its calls, J the arrival jitter, B the burst. A GCRA of interval T and tolerance tau lets
 //! at most `floor((W + tau) / T) + 1` units go in any window W, however they are spread over calls.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::{
-    gcra::{HORIZON_US, cost},
-    limiter::{Judge, Limit, LimiterError, Stack, Unit},
+    gcra::HORIZON_US,
+    jitter::judge_slack_us,
+    limit::{Judge, Kind, Limit, MICRO, Stack, Unit, Weight},
+    limiter::LimiterError,
+    quota::{self, Count, Counted, Windows},
 };
 
 /// The most limits that one stack may have.
 pub const MAX_LIMITS: usize = 16;
+/// The longest window of a rate: 31 days. Longer ones are quotas.
+const MAX_WINDOW_MS: u64 = 31 * 86_400_000;
 
-/// The spacing that keeps one judge content, in whole microseconds.
+/// What is wrong with a limit or a stack, in words for its author.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Problem(pub String);
+
+/// A limit as the decision sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rule<'a> {
+    /// A rate.
+    Paced(Spacing<'a>),
+    /// A quota.
+    Counted(Counted<'a>),
+}
+
+/// The spacing that keeps the judge of a rate content, in whole microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spacing<'a> {
     /// The limit's name: what is known of it is kept under this name.
@@ -22,40 +41,59 @@ pub struct Spacing<'a> {
     pub interval_us: u64,
     /// How far ahead of that pace a burst may run: tau.
     pub tolerance_us: u64,
-    /// What a call takes.
-    pub unit: Unit,
-    /// The most units that one call may take: more than this, the judge refuses however long one waits.
-    pub heaviest: u32,
+    /// Millionths of a unit that one call may take at most: more than this, the judge refuses however long one waits.
+    pub heaviest: u64,
 }
 
-/// The spacing that `limit`'s judge answers without a 429, given its jitter.
+impl Spacing<'_> {
+    /// What a call of so many millionths of a unit moves the TAT by, in microseconds.
+    pub fn charge_us(&self, micros: u64) -> u64 {
+        // A product of two numbers below 2^63 fits.
+        let product = u128::from(self.interval_us) * u128::from(micros);
+        u64::try_from(product.div_ceil(u128::from(MICRO))).unwrap_or(u64::MAX)
+    }
+}
+
+impl Rule<'_> {
+    /// The limit's name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Paced(spacing) => spacing.name,
+            Self::Counted(counted) => counted.name,
+        }
+    }
+}
+
+/// The spacing that the judge of the rate `limit` answers without a 429, given its jitter.
 ///
 /// * `sliding`, `fixed`: T = (W + J) / (n - B + 1), tau = (B - 1) T: at most n in any window, even when one call
 ///   arrives J late and another on time.
-/// * `bucket`: T = W / n; the bucket forgives a jitter of (B - 1) T. Half of that is spent on catching up after
-///   an idle moment (tau), half is left for the jitter.
-/// * `leaky` (nginx): T = W / n with the same halves when the burst is at least 1; without burst a late call
-///   can't be made up for, and nginx counts in whole milliseconds: T = W / n + max(J, 1 ms).
+/// * `bucket`, and `leaky` (nginx) with a burst: T = W / n. The burst forgives S = (B - 1) T, or B T at nginx. J of that
+///   is left for the jitter, and at most half is spent on catching up after an idle moment (tau). Where S is less than J,
+///   T grows by what is missing.
+/// * `leaky` without burst: a late call can't be made up for, and nginx counts in whole milliseconds:
+///   T = W / n + max(J, 1 ms).
 pub fn spacing(limit: &Limit) -> Spacing<'_> {
     let window = limit.per_ms as f64 * 1000.0;
-    let jitter = limit.jitter_ms * 1000.0;
-    let calls = f64::from(limit.calls);
+    let jitter = limit.jitter().as_secs_f64() * 1e6;
+    let calls = f64::from(limit.calls.max(1));
     let burst = f64::from(limit.burst);
+    let slack = judge_slack_us(limit) as f64;
     let (interval, tolerance) = match limit.judge {
-        Judge::Sliding | Judge::Fixed => {
+        Judge::Sliding | Judge::Fixed | Judge::Concurrent => {
             let interval = (window + jitter) / (calls - burst.max(1.0) + 1.0);
             (interval, (burst - 1.0).max(0.0) * interval)
         }
-        Judge::Bucket => (window / calls, (burst - 1.0).max(0.0) * window / calls / 2.0),
         Judge::Leaky if limit.burst == 0 => (window / calls + jitter.max(1000.0), 0.0),
-        Judge::Leaky => (window / calls, burst * window / calls / 2.0),
+        Judge::Bucket | Judge::Leaky => {
+            (window / calls + (jitter - slack).max(0.0), (slack - jitter).clamp(0.0, slack / 2.0))
+        }
     };
     // Rounded so that the sum of rounding errors never adds a call: T up, tau down.
     Spacing {
         name: &limit.name,
         interval_us: interval.ceil() as u64,
         tolerance_us: tolerance.floor() as u64,
-        unit: limit.unit,
         heaviest: heaviest(limit),
     }
 }
@@ -84,8 +122,9 @@ const MOST_MENDED_US: u64 = 80_000;
 /// slots are booked only [`HORIZON_US`] ahead, it is not booked yet when the late one leaves. A `leaky` without
 /// burst looks at the very next call, which is.
 pub fn lateness(stack: &Stack) -> Lateness {
+    let rates = || stack.limits.iter().filter(|limit| limit.kind() == Kind::Rate);
     let least = |of: fn(&Limit) -> f64| {
-        let least = stack.limits.iter().map(of).fold(f64::INFINITY, f64::min);
+        let least = rates().map(of).fold(f64::INFINITY, f64::min);
         if least.is_finite() { least.max(0.0) as u64 } else { u64::MAX }
     };
     // A bucket of one token forgives nothing; a timer can't do better than a millisecond.
@@ -93,18 +132,18 @@ pub fn lateness(stack: &Stack) -> Lateness {
     Lateness {
         free_us,
         mended_us: least(mendable_us).min(MOST_MENDED_US).max(free_us),
-        forfeit_us: stack.limits.iter().map(|limit| spacing(limit).interval_us).max().unwrap_or(0),
+        forfeit_us: rates().map(|limit| spacing(limit).interval_us).max().unwrap_or(0),
     }
 }
 
 fn forgiven_us(limit: &Limit) -> f64 {
-    let Spacing { interval_us, tolerance_us, .. } = spacing(limit);
-    let burst = f64::from(limit.burst);
+    let jitter_us = limit.jitter().as_secs_f64() * 1e6;
     match limit.judge {
-        Judge::Sliding | Judge::Fixed => limit.jitter_ms * 1000.0,
-        Judge::Leaky if limit.burst == 0 => limit.jitter_ms * 1000.0,
-        Judge::Bucket => (burst - 1.0) * interval_us as f64 - tolerance_us as f64,
-        Judge::Leaky => burst * interval_us as f64 - tolerance_us as f64,
+        Judge::Leaky if limit.burst == 0 => jitter_us,
+        Judge::Bucket | Judge::Leaky => {
+            (judge_slack_us(limit) as f64 - spacing(limit).tolerance_us as f64).max(jitter_us)
+        }
+        Judge::Sliding | Judge::Fixed | Judge::Concurrent => jitter_us,
     }
 }
 
@@ -112,94 +151,160 @@ fn mendable_us(limit: &Limit) -> f64 {
     match limit.judge {
         // Half of the way between the horizon and the n-th call, so that there is time to say it.
         Judge::Sliding | Judge::Fixed => (limit.per_ms as f64 * 1000.0 - HORIZON_US as f64) / 2.0,
-        Judge::Bucket | Judge::Leaky => forgiven_us(limit) / 2.0,
+        Judge::Bucket | Judge::Leaky | Judge::Concurrent => forgiven_us(limit) / 2.0,
     }
 }
 
-/// The most units that one call may take: the burst; nginx admits one more than its `burst`.
-pub fn heaviest(limit: &Limit) -> u32 {
-    match limit.judge {
-        Judge::Sliding | Judge::Fixed | Judge::Bucket => limit.burst.max(1),
-        Judge::Leaky => limit.burst.saturating_add(1),
-    }
+/// Millionths of a unit that one call may take at most: of a rate the burst (nginx admits one more than its `burst`), of a
+/// quota all that it has.
+pub fn heaviest(limit: &Limit) -> u64 {
+    let units = match (limit.kind(), limit.judge) {
+        (Kind::Quota(_), _) => limit.calls,
+        (Kind::InFlight, _) => u32::MAX,
+        (Kind::Rate, Judge::Leaky) => limit.burst.saturating_add(1),
+        (Kind::Rate, _) => limit.burst.max(1),
+    };
+    u64::from(units) * MICRO
 }
 
-/// The spacings of a whole stack.
+/// The stack's rates and quotas at `now_us`, in microseconds since 1970. `hints` is what this process remembers of the
+/// quotas, by their names.
 ///
 /// # Errors
-/// [`LimiterError::Impossible`] for a limit of no calls, no window, a negative jitter, or a burst above the calls;
-/// for two limits of one name, and for more than [`MAX_LIMITS`].
-pub fn spacings(stack: &Stack) -> Result<Vec<Spacing<'_>>, LimiterError> {
-    let mut names = HashSet::new();
-    let twice = stack.limits.iter().find(|limit| !names.insert(&limit.name));
-    let why = if stack.limits.len() > MAX_LIMITS {
-        Some(format!("it has {} limits: give at most {MAX_LIMITS}", stack.limits.len()))
-    } else if let Some(limit) = twice {
-        Some(format!("two limits are named `{}`: give each its own name", limit.name))
-    } else {
-        stack.limits.iter().find_map(fault)
+/// [`LimiterError::Impossible`] for a stack that [`check`] refuses.
+pub fn rules<'a>(
+    stack: &'a Stack,
+    now_us: u64,
+    hints: &BTreeMap<String, Count>,
+) -> Result<Vec<Rule<'a>>, LimiterError> {
+    check(stack).map_err(|problem| impossible(stack, problem))?;
+    let rule = |limit: &'a Limit| -> Result<Option<Rule<'a>>, LimiterError> {
+        Ok(match limit.kind() {
+            Kind::InFlight => None,
+            Kind::Rate => Some(Rule::Paced(spacing(limit))),
+            Kind::Quota(quota) => {
+                let zone = quota::zone(limit.zone.as_deref()).map_err(|why| impossible(stack, Problem(why)))?;
+                Some(Rule::Counted(Counted {
+                    name: &limit.name,
+                    most: u64::from(limit.calls) * MICRO,
+                    guard_us: limit.jitter().as_micros() as u64,
+                    windows: Windows::around(quota, &zone, now_us),
+                    hint: hints.get(&limit.name).copied(),
+                }))
+            }
+        })
     };
-    match why {
-        Some(why) => Err(impossible(stack, why)),
-        None => Ok(stack.limits.iter().map(spacing).collect()),
-    }
+    stack.limits.iter().filter_map(|limit| rule(limit).transpose()).collect()
 }
 
-/// Whether a call of `models` models can ever pass every limit of the stack.
+/// What a call of `weight` takes from each rate and quota of the stack, in the order of [`rules`], in millionths of units.
+pub fn costs(stack: &Stack, weight: Weight) -> Vec<u64> {
+    let booked = stack.limits.iter().filter(|limit| limit.kind() != Kind::InFlight);
+    booked.map(|limit| weight.micros(limit.unit)).collect()
+}
+
+/// Whether the stack's limits can be satisfied at all.
+///
+/// # Errors
+/// What is wrong with one of its limits ([`fault`]); two of one name; more than [`MAX_LIMITS`].
+pub fn check(stack: &Stack) -> Result<(), Problem> {
+    let mut names = HashSet::new();
+    if stack.limits.len() > MAX_LIMITS {
+        return Err(Problem(format!("it has {} limits: give at most {MAX_LIMITS}", stack.limits.len())));
+    }
+    if let Some(limit) = stack.limits.iter().find(|limit| !names.insert(&limit.name)) {
+        return Err(Problem(format!("two limits are named `{}`: give each its own name", limit.name)));
+    }
+    stack.limits.iter().find_map(fault).map_or(Ok(()), |why| Err(Problem(why)))
+}
+
+/// Whether a call of this weight can ever pass every limit of the stack.
 ///
 /// # Errors
 /// [`LimiterError::Impossible`] naming the limit, what the call takes and what would make room for it.
-pub fn fits(stack: &Stack, models: u32) -> Result<(), LimiterError> {
-    let too_heavy = |limit: &&Limit| cost(limit.unit, models) > u64::from(heaviest(limit));
-    match stack.limits.iter().find(too_heavy) {
-        None => Ok(()),
-        Some(limit) => Err(impossible(
-            stack,
-            format!(
-                "a call of {models} models takes {models} units of limit `{}`, which gives at most {} at once: \
-                 raise its burst (calls = {}, burst = {}), or put fewer models into a call",
-                limit.name,
-                heaviest(limit),
-                limit.calls,
-                limit.burst
-            ),
-        )),
-    }
+pub fn fits(stack: &Stack, weight: Weight) -> Result<(), LimiterError> {
+    let too_heavy = |limit: &&Limit| {
+        limit.kind() != Kind::InFlight && weight.micros(limit.unit) > heaviest(limit)
+    };
+    let Some(limit) = stack.limits.iter().find(too_heavy) else { return Ok(()) };
+    let units = |micros: u64| micros as f64 / MICRO as f64;
+    let (takes, gives) = (units(weight.micros(limit.unit)), units(heaviest(limit)));
+    let Limit { name, calls, burst, .. } = limit;
+    let what = match limit.unit {
+        Unit::Call | Unit::Model => format!("a call of {} models takes {takes} units", weight.models),
+        Unit::Megabyte => format!("a call of {} bytes takes {takes} megabytes", weight.bytes),
+        Unit::Money => format!("a call takes {takes} of the money"),
+    };
+    let way_out = match (limit.kind(), limit.unit) {
+        (Kind::Quota(_), _) => format!("raise it (calls = {calls})"),
+        (_, Unit::Megabyte) => format!("raise its burst (calls = {calls}, burst = {burst}), or send smaller pictures"),
+        _ => format!("raise its burst (calls = {calls}, burst = {burst}), or put fewer models into a call"),
+    };
+    let why = format!("{what} of limit `{name}`, which gives at most {gives} at once: {way_out}");
+    Err(impossible(stack, Problem(why)))
 }
 
-fn impossible(stack: &Stack, why: String) -> LimiterError {
+fn impossible(stack: &Stack, Problem(why): Problem) -> LimiterError {
     LimiterError::Impossible { stack: stack.name.clone(), why }
 }
 
 /// What is wrong with a limit, if anything, in words for its author.
 pub fn fault(limit: &Limit) -> Option<String> {
-    let name = &limit.name;
+    let Limit { name, calls, burst, .. } = limit;
     if name.is_empty() || name.len() > 64 || name.contains(char::is_whitespace) {
         return Some(format!(
             "a limit is named `{}`: give 1 to 64 bytes without blanks",
             name.chars().take(64).collect::<String>()
         ));
     }
-    if limit.calls == 0 {
+    if *calls == 0 {
         return Some(format!("limit `{name}` allows 0 calls: give calls = 1 or more"));
     }
-    if limit.per_ms == 0 || limit.per_ms > 366 * 86_400_000 {
-        return Some(format!("limit `{name}` has per_ms = {}: give 1 ms to a year", limit.per_ms));
+    let jitter_ms = limit.jitter_ms.unwrap_or(0.0);
+    if !(0.0..=60_000.0).contains(&jitter_ms) {
+        return Some(format!("limit `{name}` has jitter_ms = {jitter_ms}: give 0 to 60000"));
     }
-    if !(0.0..=60_000.0).contains(&limit.jitter_ms) {
-        return Some(format!("limit `{name}` has jitter_ms = {}: give 0 to 60000", limit.jitter_ms));
+    match limit.kind() {
+        Kind::Quota(_) => fault_of_quota(limit),
+        Kind::InFlight if limit.quota.is_some() || limit.unit != Unit::Call => {
+            Some(format!("limit `{name}` is on calls in flight: give it no quota, and unit = \"call\""))
+        }
+        Kind::InFlight => None,
+        Kind::Rate if limit.zone.is_some() => {
+            Some(format!("limit `{name}` has a zone and no quota: give quota = \"day\", or no zone"))
+        }
+        Kind::Rate if limit.per_ms == 0 || limit.per_ms > MAX_WINDOW_MS => Some(format!(
+            "limit `{name}` has per_ms = {}: give 1 ms to 31 days, or a quota",
+            limit.per_ms
+        )),
+        Kind::Rate => {
+            let bounded = matches!(limit.judge, Judge::Sliding | Judge::Fixed);
+            (bounded && burst > calls).then(|| {
+                format!("limit `{name}` has burst = {burst} above calls = {calls}: give at most as many")
+            })
+        }
     }
-    let bounded = matches!(limit.judge, Judge::Sliding | Judge::Fixed);
-    (bounded && limit.burst > limit.calls).then(|| {
-        format!(
-            "limit `{name}` has burst = {} above calls = {}: give at most as many",
-            limit.burst, limit.calls
-        )
-    })
+}
+
+fn fault_of_quota(limit: &Limit) -> Option<String> {
+    let name = &limit.name;
+    if !matches!(limit.judge, Judge::Sliding | Judge::Fixed) {
+        return Some(format!("limit `{name}` is a quota: give judge = \"fixed\", or none"));
+    }
+    if limit.burst > 1 {
+        return Some(format!("limit `{name}` is a quota, which has no burst: leave it out"));
+    }
+    if limit.jitter_ms.is_some_and(|ms| ms > 10_000.0) {
+        return Some(format!("limit `{name}` is a quota: give jitter_ms = 10000 or less"));
+    }
+    quota::zone(limit.zone.as_deref()).err().map(|why| format!("limit `{name}`: {why}"))
 }
 
 /// The share of the quota that the spacing reaches, 0 to 1.
 pub fn best_utilisation(limit: &Limit) -> f64 {
+    if limit.kind() != Kind::Rate {
+        return 1.0;
+    }
     let fair = limit.per_ms as f64 * 1000.0 / f64::from(limit.calls);
     (fair / spacing(limit).interval_us as f64).min(1.0)
 }
@@ -210,7 +315,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn limit(calls: u32, judge: Judge, burst: u32, jitter_ms: f64) -> Limit {
-        Limit { name: "rate".into(), calls, per_ms: 1000, judge, unit: Unit::Call, burst, jitter_ms }
+        Limit { judge, burst, jitter_ms: Some(jitter_ms), ..Limit::per_second("rate", calls) }
     }
 
     #[test]
@@ -234,7 +339,7 @@ mod tests {
         };
         assert_eq!(late(vec![limit(4, Judge::Sliding, 1, 8.0)]), (4_000, 80_000));
         assert_eq!(late(vec![limit(200, Judge::Bucket, 21, 8.0)]), (25_000, 25_000));
-        assert_eq!(late(vec![limit(200, Judge::Bucket, 1, 8.0)]), (1_000, 1_000));
+        assert_eq!(late(vec![limit(200, Judge::Bucket, 1, 8.0)]), (4_000, 4_000));
         assert_eq!(late(vec![limit(30, Judge::Leaky, 0, 8.0)]), (4_000, 4_000));
         let short = Limit { per_ms: 100, ..limit(4, Judge::Sliding, 1, 8.0) };
         assert_eq!(late(vec![short]), (4_000, 4_000), "its whole window is booked ahead");
@@ -244,8 +349,8 @@ mod tests {
     #[test]
     fn an_impossible_limit_is_refused_with_its_name_and_a_way_out() {
         let stack = Stack { name: "restb".into(), limits: vec![limit(4, Judge::Sliding, 9, 8.0)] };
-        let message = spacings(&stack).unwrap_err().to_string();
-        assert!(message.contains("restb") && message.contains("burst = 9") && message.contains("at most"));
+        let message = check(&stack).unwrap_err().to_string();
+        assert!(message.contains("`rate`") && message.contains("burst = 9") && message.contains("at most"));
     }
 
     #[test]
@@ -254,15 +359,15 @@ mod tests {
             name: "restb".into(),
             limits: vec![limit(4, Judge::Sliding, 1, 8.0), limit(9, Judge::Bucket, 1, 8.0)],
         };
-        assert!(spacings(&stack).unwrap_err().to_string().contains("two limits are named `rate`"));
+        assert!(check(&stack).unwrap_err().to_string().contains("two limits are named `rate`"));
     }
 
     #[test]
     fn a_call_heavier_than_the_burst_is_refused_with_a_way_out() {
         let per_model = Limit { unit: Unit::Model, ..limit(10, Judge::Sliding, 5, 8.0) };
         let stack = Stack { name: "restb".into(), limits: vec![per_model] };
-        assert!(fits(&stack, 5).is_ok());
-        let message = fits(&stack, 6).unwrap_err().to_string();
+        assert!(fits(&stack, Weight::of_models(5)).is_ok());
+        let message = fits(&stack, Weight::of_models(6)).unwrap_err().to_string();
         assert!(message.contains("6 models") && message.contains("`rate`") && message.contains("burst"));
     }
 

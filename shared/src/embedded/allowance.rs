@@ -16,9 +16,9 @@ use rusqlite::Connection;
 
 use super::limits::{self, Granted};
 use crate::{
-    gcra::{Decision, LEAD_US, Moment, State, decide_at},
-    judge::{self, Spacing},
-    limiter::Stack,
+    gcra::{Decision, Known, LEAD_US, Moment, Probe, State, decide_at},
+    judge::{self, Rule},
+    limiter::{Kind, LimiterError, Stack, Terms, Weight},
 };
 
 /// An allowance holds what may leave within this time behind what was asked for.
@@ -49,19 +49,19 @@ impl Allowance {
     /// Slots out of the allowance: for all of the calls, or for the first of them that it has left.
     pub(super) fn give_out(
         &mut self,
-        spacings: &[Spacing<'_>],
-        calls: &[u32],
+        rules: &[Rule<'_>],
+        calls: &[Vec<u64>],
         now_us: u64,
     ) -> Option<Decision> {
-        if self.given.at_us > now_us {
-            // The clock was set back: the bound has to follow, too.
+        // After a clock that was set back the bound has to follow, too; and a probe is for all processes to agree on.
+        if self.given.at_us > now_us || self.given.probe != Probe::None {
             return None;
         }
         let moment = Moment { now_us, lead_us: LEAD_US, lost: false };
         (1..=calls.len()).rev().find_map(|first| {
             let mut given = self.given.clone();
-            let decision = decide_at(moment, &mut given, spacings, &calls[..first]);
-            let held = matches!(decision, Decision::Slots(_)) && within(&given, &self.bound);
+            let decision = decide_at(moment, &mut given, rules, &calls[..first]);
+            let held = matches!(decision, Decision::Slots { .. }) && within(&given, &self.bound);
             held.then(|| {
                 self.given = given;
                 self.calls += first;
@@ -88,56 +88,76 @@ impl Allowance {
     }
 }
 
+/// What a booking came to.
+pub(super) struct Booked {
+    pub(super) decision: Decision,
+    pub(super) allowance: Allowance,
+    /// The terms that it was made under.
+    pub(super) terms: Terms,
+    /// The largest jitter that a process told last, in microseconds.
+    pub(super) measured_us: u64,
+}
+
 /// Books slots on the state file, and an allowance behind them where that is worth it. `own` is what is left of this
-/// process's last one.
+/// process's last one. The terms are those of the file, whatever the process knows.
 pub(super) fn book(
     db: &Connection,
     stack: &Stack,
-    calls: &[u32],
+    calls: &[Weight],
     own: Option<Allowance>,
     moment: Moment,
-) -> rusqlite::Result<(Decision, Allowance)> {
-    let spacings: Vec<Spacing<'_>> = stack.limits.iter().map(judge::spacing).collect();
+) -> rusqlite::Result<Result<Booked, LimiterError>> {
     let row = limits::granted(db, &stack.name)?;
+    let (terms, measured_us) =
+        row.as_ref().map(|row| (row.terms.clone(), row.measured_us)).unwrap_or_default();
+    let in_force = terms.applied(stack);
+    let ready = judge::rules(&in_force, moment.now_us, &std::collections::BTreeMap::new())
+        .and_then(|rules| calls.iter().try_for_each(|call| judge::fits(&in_force, *call)).map(|()| rules));
+    let rules = match ready {
+        Ok(rules) => rules,
+        Err(impossible) => return Ok(Err(impossible)),
+    };
+    let calls: &[Weight] = if terms.paused.is_some() { &[] } else { calls };
+    let costs: Vec<Vec<u64>> = calls.iter().map(|call| judge::costs(&in_force, *call)).collect();
     let version = row.as_ref().map_or(0, |row| row.version);
     // What one takes ahead and does not need is missing to the others: no more than was asked for lately.
     let most = own.as_ref().map_or(0, |own| own.expected(moment.now_us));
-    let before = beginning(row, own, &spacings);
+    let before = beginning(row, own, &rules);
     let mut given = before.clone();
-    let decision = decide_at(moment, &mut given, &spacings, calls);
-    if given == before {
-        // Nothing was booked: nobody has to take note.
-        return Ok((
-            decision,
-            Allowance { version, bound: given.clone(), given, since_us: moment.now_us, calls: 0 },
-        ));
-    }
-    let (bound, booked) = match &decision {
-        Decision::Slots(slots) => {
-            let until_us = slots.last().map_or(0, |last| last + ALLOWANCE_US);
-            (ahead(&given, stack, &spacings, calls, moment.now_us, until_us, most), slots.len())
-        }
-        Decision::ComeBack(_) => (given.clone(), 0),
+    let decision = decide_at(moment, &mut given, &rules, &costs);
+    let unbooked = |given: State| Allowance { version, bound: given.clone(), given, since_us: moment.now_us, calls: 0 };
+    let allowance = if given == before {
+        // Nobody has to take note.
+        unbooked(given)
+    } else {
+        let (bound, booked) = match &decision {
+            Decision::Slots { at, probe: false } => {
+                let until_us = at.last().map_or(0, |last| last + ALLOWANCE_US);
+                (ahead(&given, &in_force, &rules, &costs, moment.now_us, until_us, most), at.len())
+            }
+            Decision::Slots { .. } | Decision::ComeBack { .. } => (given.clone(), 0),
+        };
+        let version = limits::grant(db, &stack.name, version, &bound)?;
+        Allowance { version, given, bound, since_us: moment.now_us, calls: booked }
     };
-    let version = limits::grant(db, &stack.name, version, &bound)?;
-    Ok((decision, Allowance { version, given, bound, since_us: moment.now_us, calls: booked }))
+    Ok(Ok(Booked { decision, allowance, terms, measured_us }))
 }
 
 /// From where to go on: behind what this process gave out, where nobody else was granted anything since; else behind
 /// the bound.
 ///
 /// A file that does not know the stack never granted anything: a grant is on the disk before its first call leaves.
-fn beginning(row: Option<Granted>, own: Option<Allowance>, spacings: &[Spacing<'_>]) -> State {
+fn beginning(row: Option<Granted>, own: Option<Allowance>, rules: &[Rule<'_>]) -> State {
     match (row, own) {
         (Some(row), Some(own)) if own.version == row.version => {
             State { held_until_us: row.state.held_until_us.max(own.given.held_until_us), ..own.given }
         }
-        // Known by a hold-off alone.
+        // Known by a hold-off or its terms alone.
         (Some(row), _) if row.version == 0 => {
-            State { held_until_us: row.state.held_until_us, ..State::idle(spacings) }
+            State { held_until_us: row.state.held_until_us, probe: row.state.probe, ..State::idle(rules) }
         }
         (Some(row), _) => row.state,
-        (None, _) => State::idle(spacings),
+        (None, _) => State::idle(rules),
     }
 }
 
@@ -145,22 +165,28 @@ fn beginning(row: Option<Granted>, own: Option<Allowance>, spacings: &[Spacing<'
 fn ahead(
     given: &State,
     stack: &Stack,
-    spacings: &[Spacing<'_>],
-    calls: &[u32],
+    rules: &[Rule<'_>],
+    calls: &[Vec<u64>],
     now_us: u64,
     until_us: u64,
     most: usize,
 ) -> State {
-    if most < FEWEST || stack.limits.iter().any(|limit| limit.per_ms > LONGEST_WINDOW_MS) {
+    let is_quota = |limit: &crate::limiter::Limit| {
+        matches!(limit.kind(), Kind::Quota(_)) || limit.kind() == Kind::Rate && limit.per_ms > LONGEST_WINDOW_MS
+    };
+    if most < FEWEST || stack.limits.iter().any(is_quota) {
         return given.clone();
     }
     let mut bound = given.clone();
-    let models = [calls.iter().copied().max().unwrap_or(1)];
+    // As heavy as the heaviest of those that were asked for.
+    let heaviest: Vec<u64> =
+        (0..rules.len()).map(|rule| calls.iter().map(|costs| costs[rule]).max().unwrap_or(0)).collect();
+    let next_call = [heaviest];
     let moment = Moment { now_us, lead_us: LEAD_US, lost: false };
     for taken in 0..most {
         let mut next = bound.clone();
-        match decide_at(moment, &mut next, spacings, &models) {
-            Decision::Slots(slots) if slots.iter().all(|slot| *slot <= until_us) => bound = next,
+        match decide_at(moment, &mut next, rules, &next_call) {
+            Decision::Slots { at, .. } if at.iter().all(|slot| *slot <= until_us) => bound = next,
             _ if taken < FEWEST => return given.clone(),
             _ => break,
         }
@@ -189,15 +215,24 @@ pub(super) fn move_back(
     Ok(allowance)
 }
 
+/// Gives back what a call took from the quotas: `costs` by the limits' names.
+pub(super) fn refund(db: &Connection, stack: &str, costs: &[(String, u64)]) -> rusqlite::Result<()> {
+    let Some(mut row) = limits::granted(db, stack)? else { return Ok(()) };
+    row.state.refund(costs.iter().map(|(name, cost)| (name.as_str(), *cost)));
+    limits::grant(db, stack, row.version, &row.state).map(drop)
+}
+
 /// Whether nothing was given out beyond the bound.
 fn within(given: &State, bound: &State) -> bool {
-    given.pace.len() == bound.pace.len()
-        && given.pace.iter().all(|(name, pace)| {
-            bound
-                .pace
-                .get(name)
-                .is_some_and(|bound| bound.interval_us == pace.interval_us && pace.tat_us <= bound.tat_us)
-        })
+    let inside = |given: &Known, bound: &Known| match (given, bound) {
+        (Known::Pace(given), Known::Pace(bound)) => {
+            bound.interval_us == given.interval_us && given.tat_us <= bound.tat_us
+        }
+        // Of a stack with a quota nothing is taken ahead.
+        _ => false,
+    };
+    given.known.len() == bound.known.len()
+        && given.known.iter().all(|(name, given)| bound.known.get(name).is_some_and(|bound| inside(given, bound)))
 }
 
 #[cfg(test)]

@@ -13,8 +13,9 @@ use super::trouble::StoreError;
 /// The mark of pixfleet's files in SQLite's header: "pxft".
 const APPLICATION_ID: i64 = 0x7078_6674;
 /// The format that this build writes and reads.
-const FORMAT: i64 = 1;
-const SCHEMA: &str = include_str!("schema.sql");
+const FORMAT: i64 = 2;
+/// Each format's tables, over those of the one before: a new file goes through all of them.
+const FORMATS: [&str; FORMAT as usize] = [include_str!("schema.sql"), include_str!("format-2.sql")];
 
 /// Page caches in KiB. What is written moves along the ends of the tables, so that little of them is needed; only the
 /// ledger is looked up at random.
@@ -66,7 +67,7 @@ fn ours(db: &Connection, path: &Path) -> Result<(), StoreError> {
     match (owner, format) {
         // New, or begun by a process that was killed before its tables were in.
         (0, 0) if !holds_something => Ok(()),
-        (APPLICATION_ID, FORMAT) => Ok(()),
+        (APPLICATION_ID, 1..=FORMAT) => Ok(()),
         (APPLICATION_ID, found) => Err(StoreError::Later { path: shown(), found, known: FORMAT }),
         _ => Err(StoreError::Foreign(shown())),
     }
@@ -101,12 +102,16 @@ fn prepare(db: &Connection, purpose: Use) -> rusqlite::Result<()> {
     begin(db)
 }
 
-/// Writes the tables into a new file. Another process may be doing the same: the second finds them there.
+/// Writes the tables into a new file, and what they lack into one of an earlier format. Another process may be doing the
+/// same: the second finds them there.
 fn begin(db: &Connection) -> rusqlite::Result<()> {
     db.execute_batch("BEGIN IMMEDIATE")?;
     let format: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    if format == 0 {
-        db.execute_batch(SCHEMA)?;
+    let missing = FORMATS.iter().skip(usize::try_from(format).unwrap_or(0));
+    if format < FORMAT {
+        for tables in missing {
+            db.execute_batch(tables)?;
+        }
         db.pragma_update(None, "application_id", APPLICATION_ID)?;
         db.pragma_update(None, "user_version", FORMAT)?;
     }
@@ -162,7 +167,24 @@ mod tests {
         let path = folder.path().join("state");
         open(&path, Use::Write).unwrap().pragma_update(None, "user_version", 7).unwrap();
         let refused = open(&path, Use::Write).unwrap_err().to_string();
-        assert!(refused.contains("format 7") && refused.contains("reads 1"), "{refused}");
+        assert!(refused.contains("format 7") && refused.contains("reads 2"), "{refused}");
+    }
+
+    #[test]
+    fn a_file_of_the_first_format_is_brought_up_to_date_and_keeps_what_it_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(FORMATS[0]).unwrap();
+        db.execute_batch("INSERT INTO limits VALUES ('restb', 3, 1, 2, '{\"rate\": [7, 5]}')").unwrap();
+        db.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        db.pragma_update(None, "user_version", 1).unwrap();
+        drop(db);
+        let db = open(&path, Use::Write).unwrap();
+        let row = db.query_row("SELECT pace, terms FROM limits", [], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+        });
+        assert_eq!(row.unwrap(), ("{\"rate\": [7, 5]}".into(), "{}".into()));
     }
 
     #[test]

@@ -128,6 +128,7 @@ fn bury(db: &Connection, token: i64) -> rusqlite::Result<usize> {
     let returned =
         db.execute("UPDATE jobs SET state = 0, holder = NULL WHERE state = 1 AND holder = ?1", [token])?;
     db.execute("DELETE FROM processes WHERE token = ?1", [token])?;
+    db.execute("DELETE FROM shares WHERE holder = ?1", [token])?;
     Ok(returned)
 }
 

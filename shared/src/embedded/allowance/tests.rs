@@ -3,12 +3,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     embedded::file::{self, Use},
-    gcra::{CLOCK_STEP_US, HORIZON_US, cost},
-    limiter::{Judge, Limit, Unit},
+    gcra::{CLOCK_STEP_US, HORIZON_US},
+    limiter::{Limit, MICRO, Quota, Unit},
 };
 
 fn limit(calls: u32, unit: Unit, burst: u32) -> Limit {
-    Limit { name: "rate".into(), calls, per_ms: 1000, judge: Judge::Sliding, unit, burst, jitter_ms: 0.0 }
+    Limit { unit, burst, jitter_ms: Some(0.0), ..Limit::per_second("rate", calls) }
 }
 
 /// Processes of one file, on a clock of the test's own.
@@ -33,19 +33,21 @@ impl Fleet {
 
     /// As the limiter does it: out of the allowance, else from the disk.
     fn ask(&mut self, process: usize, calls: &[u32], now_us: u64) -> Vec<u64> {
-        let spacings = judge::spacings(&self.stack).unwrap();
+        let rules = judge::rules(&self.stack, now_us, &std::collections::BTreeMap::new()).unwrap();
+        let calls: Vec<Weight> = calls.iter().map(|models| Weight::of_models(*models)).collect();
+        let costs: Vec<Vec<u64>> = calls.iter().map(|call| judge::costs(&self.stack, *call)).collect();
         let own = &mut self.allowances[process];
-        let at_hand = own.as_mut().and_then(|own| own.give_out(&spacings, calls, now_us));
+        let at_hand = own.as_mut().and_then(|own| own.give_out(&rules, &costs, now_us));
         let decision = at_hand.unwrap_or_else(|| {
             self.bookings += 1;
             let moment = Moment { now_us, lead_us: LEAD_US, lost: false };
-            let (decision, allowance) = book(&self.db, &self.stack, calls, own.take(), moment).unwrap();
-            *own = Some(allowance);
-            decision
+            let booked = book(&self.db, &self.stack, &calls, own.take(), moment).unwrap().unwrap();
+            *own = Some(booked.allowance);
+            booked.decision
         });
         match decision {
-            Decision::Slots(slots) => slots,
-            Decision::ComeBack(_) => Vec::new(),
+            Decision::Slots { at, .. } => at,
+            Decision::ComeBack { .. } => Vec::new(),
         }
     }
 }
@@ -105,12 +107,12 @@ fn what_is_given_back_is_there_for_the_next_run() {
 
 #[test]
 fn of_a_quota_nothing_is_taken_ahead() {
-    let mut day = limit(10, Unit::Call, 10);
-    day.per_ms = 86_400_000;
+    let day = Limit { quota: Some(Quota::Day), jitter_ms: None, ..limit(10, Unit::Call, 1) };
     let mut fleet = Fleet::new(day, 10);
     // Each process crashes with one call made.
     let made: usize = (0..10).map(|process| fleet.ask(process, &[1], START).len()).sum();
     assert_eq!(made, 10);
+    assert!(fleet.ask(0, &[1], START).is_empty(), "an eleventh of ten");
 }
 
 #[test]
@@ -118,8 +120,9 @@ fn a_doubtful_clock_begins_behind_whatever_may_have_been_granted() {
     let mut fleet = Fleet::new(limit(200, Unit::Call, 1), 1);
     fleet.ask(0, &[1], START);
     let moment = Moment { now_us: START + 1, lead_us: LEAD_US, lost: true };
-    let (decision, _) = book(&fleet.db, &fleet.stack, &[1], None, moment).unwrap();
-    assert_eq!(decision, Decision::ComeBack(START + 1 + HORIZON_US + CLOCK_STEP_US + 5_000));
+    let booked = book(&fleet.db, &fleet.stack, &[Weight::of_models(1)], None, moment).unwrap().unwrap();
+    let bound = START + 1 + HORIZON_US + CLOCK_STEP_US + 5_000;
+    assert!(matches!(booked.decision, Decision::ComeBack { at, .. } if at == bound), "{:?}", booked.decision);
 }
 
 proptest! {
@@ -140,7 +143,7 @@ proptest! {
             let slots = fleet.ask(process, &calls, now);
             for (slot, models) in slots.iter().zip(&calls) {
                 prop_assert!(*slot > now && *slot <= now + HORIZON_US);
-                units.extend(std::iter::repeat_n(*slot, cost(unit, *models) as usize));
+                units.extend(std::iter::repeat_n(*slot, (Weight::of_models(*models).micros(unit) / MICRO) as usize));
             }
             if crashes {
                 fleet.allowances[process] = None;
@@ -158,7 +161,7 @@ proptest! {
         steps in proptest::collection::vec((1u64..200_000, 0usize..2, 1usize..4), 1..120),
         lateness in proptest::collection::vec(prop_oneof![4 => 0u64..4_000, 1 => 4_000u64..80_000], 400),
     ) {
-        let limit = Limit { jitter_ms: 8.0, ..limit(20, Unit::Call, 1) };
+        let limit = Limit { jitter_ms: Some(8.0), ..limit(20, Unit::Call, 1) };
         let mut fleet = Fleet::new(limit, 2);
         let allowed = judge::lateness(&fleet.stack);
         let (mut now, mut departures) = (START, Vec::new());

@@ -1,10 +1,11 @@
 -- Pauses a stack: nothing is booked before now + pause. A shorter pause never ends a longer one.
 --
 -- KEYS[1]  the stack's hash, see reserve.lua
--- ARGV     pause, not later than (0: no bound), time to keep an idle key in ms, channel, stack.   Microseconds.
+-- ARGV     pause, not later than (0: no bound), probe (1: one call goes ahead at the end), time to keep an idle key in ms,
+--          channel, stack.   Microseconds.
 -- Returns  now, nb
 local key = KEYS[1]
-local pause, bound, keep_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local pause, bound, keep_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local known = redis.call('HMGET', key, 'at', 'nb')
@@ -16,6 +17,9 @@ local wanted = now + pause
 if bound > 0 then
   wanted = math.min(wanted, bound)
 end
+if ARGV[3] == '1' then
+  redis.call('HSET', key, 'pb', '1')
+end
 if wanted > nb then
   nb = wanted
   redis.call('HSET', key, 'nb', string.format('%.0f', nb + back))
@@ -23,6 +27,6 @@ if wanted > nb then
   if redis.call('PTTL', key) < keep then
     redis.call('PEXPIRE', key, string.format('%.0f', keep))
   end
-  redis.call('PUBLISH', ARGV[4], string.format('%.0f %.0f %s', nb, math.max(0, nb - now), ARGV[5]))
+  redis.call('PUBLISH', ARGV[5], string.format('held %.0f %.0f %s', nb, math.max(0, nb - now), ARGV[6]))
 end
 return {now, nb}

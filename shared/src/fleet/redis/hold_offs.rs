@@ -65,6 +65,13 @@ impl HoldOffs {
         }
     }
 
+    /// Somebody ended the hold-off of `stack`.
+    pub(super) fn forget(&self, stack: &str) {
+        if let Some(known) = self.lock().get_mut(stack) {
+            *known = None;
+        }
+    }
+
     /// The hold-off of `stack`, unless it is over.
     pub(super) fn get(&self, stack: &str) -> Option<Held> {
         let held = (*self.lock().get(stack)?)?;

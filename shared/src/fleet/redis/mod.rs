@@ -10,21 +10,23 @@ mod ledger;
 mod limiter;
 mod listener;
 mod pool;
+mod reply;
+mod scripts;
+mod wire;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{clock::Clock, ledger::Ledger, limiter::RateLimiter};
+use crate::{ledger::Ledger, limiter::RateLimiter};
 
 pub use config::Config;
 pub use ledger::RedisLedger;
 pub use limiter::{Booking, RedisLimiter};
 
-use hold_offs::HoldOffs;
-use listener::Ears;
 use pool::Link;
+use wire::Wire;
 
 /// The settings can't work, whatever the server does.
 #[derive(Debug, thiserror::Error)]
@@ -48,27 +50,14 @@ impl Redis {
     /// [`Unusable`] when the URL can't be read or understood.
     pub fn start(config: &Config) -> Result<Self, Unusable> {
         let link = Arc::new(Link::new(config)?);
-        let hold_offs = Arc::new(HoldOffs::default());
-        let clock = Arc::new(Clock::new());
         let stop = CancellationToken::new();
         let namespace: Arc<str> = config.namespace.as_str().into();
         tokio::spawn(pool::keep_probing(link.clone(), namespace.clone(), stop.clone()));
-        let ears = Ears {
-            link: link.clone(),
-            hold_offs: hold_offs.clone(),
-            clock: clock.clone(),
-            namespace: namespace.clone(),
-        };
-        tokio::spawn(listener::listen(ears, stop.clone()));
+        let wire = Arc::new(Wire::new(link.clone(), namespace.clone()));
+        tokio::spawn(listener::listen(wire.clone(), stop.clone()));
         let background: Background = Arc::new(stop.drop_guard());
         Ok(Self {
-            limiter: Arc::new(RedisLimiter::new(
-                link.clone(),
-                namespace.clone(),
-                hold_offs,
-                clock,
-                background.clone(),
-            )),
+            limiter: Arc::new(RedisLimiter::new(wire, background.clone())),
             ledger: Arc::new(RedisLedger::new(link, &namespace, config.ledger_ttl(), background)),
         })
     }

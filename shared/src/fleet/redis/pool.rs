@@ -18,13 +18,13 @@ use deadpool::{
     managed::{self, Metrics, PoolError, RecycleError, RecycleResult, TimeoutType},
 };
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind,
+    AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, ServerErrorKind,
     aio::MultiplexedConnection,
 };
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Unusable};
+use super::{Config, Unusable, scripts::Scripts};
 
 /// Without other exchanges, one is made this often, so that health is never old news.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -40,9 +40,7 @@ pub(super) struct Link {
     address: String,
     connect_timeout: Duration,
     health: Mutex<Health>,
-    pub(super) reserve: Script,
-    pub(super) hold_off: Script,
-    pub(super) late: Script,
+    pub(super) scripts: Arc<Scripts>,
 }
 
 struct Health {
@@ -54,16 +52,14 @@ impl Link {
     pub(super) fn new(config: &Config) -> Result<Self, Unusable> {
         let client = config.client()?;
         let address = client.get_connection_info().addr().to_string();
-        let reserve = Script::new(include_str!("reserve.lua"));
-        let hold_off = Script::new(include_str!("hold_off.lua"));
-        let late = Script::new(include_str!("late.lua"));
+        let scripts = Arc::new(Scripts::new());
         let connections = Connections {
             client: client.clone(),
             config: AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(config.connect_timeout()))
                 .set_response_timeout(Some(config.response_timeout())),
             max_age: config.max_age(),
-            scripts: [reserve.clone(), hold_off.clone(), late.clone()],
+            scripts: scripts.clone(),
         };
         let create = config.connect_timeout() + 2 * config.response_timeout();
         let pool = managed::Pool::builder(connections)
@@ -83,9 +79,7 @@ impl Link {
                 at: Instant::now(),
             }),
             address,
-            reserve,
-            hold_off,
-            late,
+            scripts,
         })
     }
 
@@ -184,7 +178,7 @@ struct Connections {
     client: Client,
     config: AsyncConnectionConfig,
     max_age: Duration,
-    scripts: [Script; 3],
+    scripts: Arc<Scripts>,
 }
 
 struct Pooled {
@@ -211,7 +205,7 @@ impl managed::Manager for Connections {
     /// Connects and loads the scripts, so that each call of one is a single round trip from the first on.
     async fn create(&self) -> Result<Pooled, RedisError> {
         let mut connection = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
-        for script in &self.scripts {
+        for script in self.scripts.all() {
             script.load_async(&mut connection).await?;
         }
         Ok(Pooled { connection, failed: Arc::new(AtomicBool::new(false)) })
