@@ -86,7 +86,7 @@ pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow:
     let config = loaded.config.enqueue.clone();
     let plan = args.ask.plan(&provider, &config)?;
     // A call that no limit will ever let go would wait in the queue for ever.
-    pixfleet_producer::forecast(&plan, &provider.limits(), 0)?;
+    pixfleet_producer::forecast(&plan, &provider.limits(), 0, jiff::Timestamp::now())?;
     let place = args.engine.place(&loaded.config.engine, Some(&args.batch))?;
     let shelf = Shelf::of(&place, &args, &loaded.config)?;
     let identity = Identity::new(&args.batch, &plan, args.priority, &shelf.queue);

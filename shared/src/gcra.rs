@@ -117,7 +117,10 @@ impl State {
                 ..Count::default()
             }),
         };
-        Self { known: rules.iter().map(|rule| (rule.name().to_owned(), idle(rule))).collect(), ..Self::default() }
+        Self {
+            known: rules.iter().map(|rule| (rule.name().to_owned(), idle(rule))).collect(),
+            ..Self::default()
+        }
     }
 
     /// Moves every later slot back, because a call leaves so much after its own.
@@ -236,22 +239,22 @@ pub fn decide(state: &mut State, rules: &[Rule<'_>], calls: &[Vec<u64>], now_us:
 /// Every call has to fit ([`judge::fits`](crate::judge::fits)).
 pub fn decide_at(moment: Moment, state: &mut State, rules: &[Rule<'_>], calls: &[Vec<u64>]) -> Decision {
     state.follow_clock(moment.now_us);
-    let mut known: Vec<Known> = rules
-        .iter()
-        .map(|rule| Known::of(state.known.get(rule.name()).copied(), rule, moment))
-        .collect();
+    let mut known: Vec<Known> =
+        rules.iter().map(|rule| Known::of(state.known.get(rule.name()).copied(), rule, moment)).collect();
     let soonest = (moment.now_us + moment.lead_us).max(state.held_until_us);
     let decision = match state.probe {
         Probe::Out(until) if until > moment.now_us => Decision::ComeBack { at: until, why: Keeper::Probe },
         Probe::None => book(moment, soonest, rules, &mut known, calls),
         // One call goes ahead.
-        Probe::Due | Probe::Out(_) => match book(moment, soonest, rules, &mut known, &calls[..calls.len().min(1)]) {
-            Decision::Slots { at, .. } => {
-                state.probe = at.last().map_or(state.probe, |slot| Probe::Out(slot + PROBE_US));
-                Decision::Slots { at, probe: true }
+        Probe::Due | Probe::Out(_) => {
+            match book(moment, soonest, rules, &mut known, &calls[..calls.len().min(1)]) {
+                Decision::Slots { at, .. } => {
+                    state.probe = at.last().map_or(state.probe, |slot| Probe::Out(slot + PROBE_US));
+                    Decision::Slots { at, probe: true }
+                }
+                come_back @ Decision::ComeBack { .. } => come_back,
             }
-            come_back @ Decision::ComeBack { .. } => come_back,
-        },
+        }
     };
     let names = rules.iter().map(|rule| rule.name().to_owned());
     let known = names.zip(known).collect();
@@ -457,7 +460,8 @@ mod tests {
         use crate::quota::{Counted, Windows};
         let windows = Windows { start_us: 0, end_us: 60_000_000, next_end_us: 120_000_000 };
         let hint = Count { start_us: 0, end_us: 60_000_000, used: 3 * MICRO, next: 0 };
-        let quota = Counted { name: "minute", most: 3 * MICRO, guard_us: 1_000_000, windows, hint: Some(hint) };
+        let quota =
+            Counted { name: "minute", most: 3 * MICRO, guard_us: 1_000_000, windows, hint: Some(hint) };
         let rules = [Rule::Counted(quota)];
         let wait = Decision::ComeBack { at: 61_000_000, why: Keeper::Rule(0) };
         assert_eq!(decide(&mut State::default(), &rules, &units(&rules, 1), 5_000_000), wait);

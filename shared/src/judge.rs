@@ -183,7 +183,8 @@ pub fn rules<'a>(
             Kind::InFlight => None,
             Kind::Rate => Some(Rule::Paced(spacing(limit))),
             Kind::Quota(quota) => {
-                let zone = quota::zone(limit.zone.as_deref()).map_err(|why| impossible(stack, Problem(why)))?;
+                let zone =
+                    quota::zone(limit.zone.as_deref()).map_err(|why| impossible(stack, Problem(why)))?;
                 Some(Rule::Counted(Counted {
                     name: &limit.name,
                     most: u64::from(limit.calls) * MICRO,
@@ -223,9 +224,8 @@ pub fn check(stack: &Stack) -> Result<(), Problem> {
 /// # Errors
 /// [`LimiterError::Impossible`] naming the limit, what the call takes and what would make room for it.
 pub fn fits(stack: &Stack, weight: Weight) -> Result<(), LimiterError> {
-    let too_heavy = |limit: &&Limit| {
-        limit.kind() != Kind::InFlight && weight.micros(limit.unit) > heaviest(limit)
-    };
+    let too_heavy =
+        |limit: &&Limit| limit.kind() != Kind::InFlight && weight.micros(limit.unit) > heaviest(limit);
     let Some(limit) = stack.limits.iter().find(too_heavy) else { return Ok(()) };
     let units = |micros: u64| micros as f64 / MICRO as f64;
     let (takes, gives) = (units(weight.micros(limit.unit)), units(heaviest(limit)));
@@ -237,7 +237,9 @@ pub fn fits(stack: &Stack, weight: Weight) -> Result<(), LimiterError> {
     };
     let way_out = match (limit.kind(), limit.unit) {
         (Kind::Quota(_), _) => format!("raise it (calls = {calls})"),
-        (_, Unit::Megabyte) => format!("raise its burst (calls = {calls}, burst = {burst}), or send smaller pictures"),
+        (_, Unit::Megabyte) => {
+            format!("raise its burst (calls = {calls}, burst = {burst}), or send smaller pictures")
+        }
         _ => format!("raise its burst (calls = {calls}, burst = {burst}), or put fewer models into a call"),
     };
     let why = format!("{what} of limit `{name}`, which gives at most {gives} at once: {way_out}");
@@ -273,10 +275,9 @@ pub fn fault(limit: &Limit) -> Option<String> {
         Kind::Rate if limit.zone.is_some() => {
             Some(format!("limit `{name}` has a zone and no quota: give quota = \"day\", or no zone"))
         }
-        Kind::Rate if limit.per_ms == 0 || limit.per_ms > MAX_WINDOW_MS => Some(format!(
-            "limit `{name}` has per_ms = {}: give 1 ms to 31 days, or a quota",
-            limit.per_ms
-        )),
+        Kind::Rate if limit.per_ms == 0 || limit.per_ms > MAX_WINDOW_MS => {
+            Some(format!("limit `{name}` has per_ms = {}: give 1 ms to 31 days, or a quota", limit.per_ms))
+        }
         Kind::Rate => {
             let bounded = matches!(limit.judge, Judge::Sliding | Judge::Fixed);
             (bounded && burst > calls).then(|| {

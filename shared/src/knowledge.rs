@@ -92,7 +92,12 @@ impl Knowledge {
     }
 
     /// Takes note of what was just told of the stack.
-    pub(crate) fn note(&self, stack: &str, counts: impl IntoIterator<Item = (String, Count)>, measured_us: u64) {
+    pub(crate) fn note(
+        &self,
+        stack: &str,
+        counts: impl IntoIterator<Item = (String, Count)>,
+        measured_us: u64,
+    ) {
         if let Some(known) = room_for(&mut self.lock(), stack) {
             known.counts.extend(counts);
             known.measured_us = measured_us;
@@ -105,7 +110,12 @@ impl Knowledge {
     }
 
     /// The amendment by which the fleet adapts the jitter of `stack`, and the terms after it, where that is due.
-    pub(crate) fn adaptation(&self, stack: &Stack, now_us: u64, throttled: bool) -> Option<(Terms, Amendment)> {
+    pub(crate) fn adaptation(
+        &self,
+        stack: &Stack,
+        now_us: u64,
+        throttled: bool,
+    ) -> Option<(Terms, Amendment)> {
         let terms = self.terms(&stack.name);
         let seen = Seen { measured_us: self.measured_us(&stack.name), throttled, now_us };
         let us = jitter::adapted(stack, &terms, seen)?;

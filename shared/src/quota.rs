@@ -48,7 +48,8 @@ pub fn zone(name: Option<&str>) -> Result<TimeZone, String> {
 impl Windows {
     /// The windows of `quota` around `at_us`, in microseconds since 1970.
     pub fn around(quota: Quota, zone: &TimeZone, at_us: u64) -> Self {
-        let at = Timestamp::from_microsecond(i64::try_from(at_us).unwrap_or(i64::MAX)).unwrap_or(Timestamp::MAX);
+        let at =
+            Timestamp::from_microsecond(i64::try_from(at_us).unwrap_or(i64::MAX)).unwrap_or(Timestamp::MAX);
         let now = at.to_zoned(zone.clone());
         let found = || -> Result<Self, jiff::Error> {
             let start = beginning(quota, &now)?;

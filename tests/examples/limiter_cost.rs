@@ -10,7 +10,7 @@ use futures_util::future::try_join_all;
 use pixfleet_shared::{
     fleet::redis::{Config, Redis},
     id::Id,
-    limiter::{RateLimiter, Unit},
+    limiter::{Order, RateLimiter, Unit},
 };
 use pixfleet_tests::{
     conformance::limiter::{limit, stack},
@@ -35,8 +35,9 @@ async fn main() -> Result<()> {
     let stack = stack("cost", limits.to_vec());
     let limiter = engine.limiter();
     let began = Instant::now();
+    let order = Order::of_models(&[1]);
     for _ in 0..RESERVATIONS / AT_ONCE {
-        try_join_all((0..AT_ONCE).map(|_| limiter.reserve(&stack, &[1]))).await?;
+        try_join_all((0..AT_ONCE).map(|_| limiter.reserve(&stack, &order))).await?;
     }
     let rate = RESERVATIONS as f64 / began.elapsed().as_secs_f64();
     let stats = info(&mut connection, "commandstats").await?;

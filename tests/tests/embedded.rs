@@ -13,7 +13,7 @@ use std::{
 use pixfleet_shared::{
     embedded::Embedded,
     ledger::Ledger,
-    limiter::{RateLimiter, Reservation},
+    limiter::{HoldOff, Limit, Order, Quota, RateLimiter, Reservation},
     queue::{Filter, From, Queue, Subscription},
     result::Announcement,
 };
@@ -178,9 +178,8 @@ async fn no_window_holds_more_than_its_calls_across_restarts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quota_that_was_spent_before_a_restart_is_spent_after_it() {
     let (_folder, path) = state();
-    let mut day = limiters::limit("day", 10, pixfleet_shared::limiter::Unit::Call, 10);
-    day.per_ms = 86_400_000;
-    let stack = limiters::stack("test.day", vec![day]);
+    let credits = Limit { quota: Some(Quota::Total), ..Limit::per_second("credits", 10) };
+    let stack = limiters::stack("test.credits", vec![credits]);
     for spent in [4, 6] {
         let engine = Embedded::open(&path).await.unwrap();
         for _ in 0..spent {
@@ -188,9 +187,15 @@ async fn a_quota_that_was_spent_before_a_restart_is_spent_after_it() {
         }
         std::mem::forget(engine);
     }
-    let answer = Embedded::open(&path).await.unwrap().limiter().reserve(&stack, &[1]).await.unwrap();
-    let Reservation::ComeBack(at) = answer else { panic!("an eleventh call of ten: {answer:?}") };
-    assert!(at > Instant::now() + Duration::from_secs(3600), "{answer:?}");
+    let answer = Embedded::open(&path)
+        .await
+        .unwrap()
+        .limiter()
+        .reserve(&stack, &Order::of_models(&[1]))
+        .await
+        .unwrap();
+    let Reservation::ComeBack(wait) = answer else { panic!("an eleventh call of ten: {answer:?}") };
+    assert!(wait.free_at > Instant::now() + Duration::from_secs(3600), "{wait:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,19 +203,22 @@ async fn a_hold_off_outlives_a_restart() {
     let (_folder, path) = state();
     let stack = per_second("test.held", 50);
     let engine = Embedded::open(&path).await.unwrap();
-    engine.limiter().hold_off(&stack, Duration::from_secs(60)).await.unwrap();
+    engine.limiter().hold_off(&stack, HoldOff::of(Duration::from_secs(60))).await.unwrap();
     engine.close().await;
     let again = Embedded::open(&path).await.unwrap().limiter();
     assert!(again.held_until(&stack).is_some());
-    let answer = again.reserve(&stack, &[1]).await.unwrap();
-    assert!(matches!(answer, Reservation::ComeBack(at) if at > Instant::now() + Duration::from_secs(30)));
+    let answer = again.reserve(&stack, &Order::of_models(&[1])).await.unwrap();
+    assert!(
+        matches!(answer, Reservation::ComeBack(wait) if wait.free_at > Instant::now() + Duration::from_secs(30))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_call_of_a_new_file_need_not_wait() {
     let (_folder, path) = state();
     let engine = Embedded::open(&path).await.unwrap();
-    let slots = engine.limiter().reserve(&per_second("test.first", 4), &[1]).await.unwrap();
+    let slots =
+        engine.limiter().reserve(&per_second("test.first", 4), &Order::of_models(&[1])).await.unwrap();
     let Reservation::Slots(slots) = slots else { panic!("{slots:?}") };
     // A file that was never written to has granted nothing: there is no past to be careful of.
     assert!(slots[0].at < Instant::now() + Duration::from_millis(110), "{slots:?}");

@@ -8,7 +8,7 @@ use pixfleet_shared::{
     fleet::redis::{Config, Redis, RedisLimiter},
     id::Id,
     ledger::{Begun, Ledger, LedgerError},
-    limiter::{LimiterError, RateLimiter, Reservation},
+    limiter::{HoldOff, LimiterError, Order, RateLimiter, Reservation},
 };
 use pixfleet_tests::{
     conformance::limiter::{assert_never_above, greedy, held, per_second, slots},
@@ -141,7 +141,7 @@ async fn while_the_server_is_away_nothing_is_granted_and_work_goes_on_when_it_is
 
     server.kill();
     for _ in 0..5 {
-        let answer = limiter.reserve(&stack, &[1]).await;
+        let answer = limiter.reserve(&stack, &Order::of_models(&[1])).await;
         assert!(matches!(&answer, Err(LimiterError::Away(_))), "{answer:?}");
     }
     assert!(matches!(ledger.begin(Id::of(&[b"job"])).await, Err(LedgerError::Away(_))));
@@ -175,7 +175,8 @@ async fn a_frozen_server_grants_nothing_and_its_connections_are_replaced() {
 
     server.freeze();
     // Many at once, more than there are connections: each has its answer, and it is no.
-    let asked = join_all((0..50).map(|_| limiter.reserve(&stack, &[1])));
+    let order = Order::of_models(&[1]);
+    let asked = join_all((0..50).map(|_| limiter.reserve(&stack, &order)));
     let answers = timeout(PATIENCE, asked).await.unwrap();
     assert!(answers.iter().all(|answer| matches!(answer, Err(LimiterError::Away(_)))), "{answers:?}");
     assert!(limiter.health().is_err());
@@ -195,12 +196,12 @@ async fn a_server_that_was_demoted_grants_nothing_until_it_may_write() {
     let mut connection = server.connection().await;
     let mut replica_of = redis::cmd("REPLICAOF");
     replica_of.arg("127.0.0.1").arg(1).exec_async(&mut connection).await.unwrap();
-    let why = limiter.reserve(&stack, &[1]).await.unwrap_err().to_string();
+    let why = limiter.reserve(&stack, &Order::of_models(&[1])).await.unwrap_err().to_string();
     assert!(why.contains("READONLY") || why.to_lowercase().contains("read only"), "{why}");
 
     redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec_async(&mut connection).await.unwrap();
     assert!(
-        limiter.book(&stack, &[1]).await.unwrap().lost,
+        limiter.book(&stack, &Order::of_models(&[1])).await.unwrap().lost,
         "a promoted server may have missed the last grants"
     );
     slots(&*limiter, &stack, &[1]).await;
@@ -213,15 +214,15 @@ async fn a_hold_off_outlives_the_servers_memory() {
     let engines = fleet(&config, 1).await;
     let limiter = engines[0].limiter();
     let stack = per_second("test.remembered", 20);
-    limiter.hold_off(&stack, Duration::from_secs(60)).await.unwrap();
+    limiter.hold_off(&stack, HoldOff::of(Duration::from_secs(60))).await.unwrap();
     redis::cmd("FLUSHALL").exec_async(&mut server.connection().await).await.unwrap();
 
     // Whoever remembers it says it again with the next reservation, and not for longer than it was.
-    limiter.reserve(&stack, &[1]).await.unwrap();
+    limiter.reserve(&stack, &Order::of_models(&[1])).await.unwrap();
     let newcomer = &fleet(&config, 1).await[0];
-    let answer = newcomer.limiter().reserve(&stack, &[1]).await.unwrap();
-    let Reservation::ComeBack(at) = answer else { panic!("{answer:?}") };
-    let left = at - Instant::now();
+    let answer = newcomer.limiter().reserve(&stack, &Order::of_models(&[1])).await.unwrap();
+    let Reservation::ComeBack(wait) = answer else { panic!("{answer:?}") };
+    let left = wait.free_at - Instant::now();
     assert!(left > Duration::from_secs(30) && left < Duration::from_secs(60), "{left:?}");
 }
 
@@ -233,12 +234,12 @@ async fn a_hold_off_called_while_the_server_was_away_is_told_when_it_is_back() {
     let stack = per_second("test.told", 20);
     slots(&*other, &stack, &[1]).await;
     server.kill();
-    assert!(one.hold_off(&stack, Duration::from_secs(60)).await.is_err());
+    assert!(one.hold_off(&stack, HoldOff::of(Duration::from_secs(60))).await.is_err());
     assert!(one.held_until(&stack).is_some(), "the process that was told to stop stops at once");
 
     server.revive().await;
     well_again(&engines[0]).await;
-    one.reserve(&stack, &[1]).await.unwrap();
+    one.reserve(&stack, &Order::of_models(&[1])).await.unwrap();
     held(&*other, &stack).await;
 }
 
@@ -251,7 +252,7 @@ async fn a_listener_that_was_cut_off_catches_up() {
     slots(&*other, &stack, &[1]).await;
     let mut connection = server.connection().await;
     redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").exec_async(&mut connection).await.unwrap();
-    one.hold_off(&stack, Duration::from_secs(60)).await.unwrap();
+    one.hold_off(&stack, HoldOff::of(Duration::from_secs(60))).await.unwrap();
     held(&*other, &stack).await;
 }
 
@@ -269,7 +270,7 @@ async fn a_reservation_is_one_round_trip() {
     let monitor = client.get_async_monitor().await.unwrap();
     let mut seen = monitor.into_on_message::<String>();
     for _ in 0..10 {
-        limiter.reserve(&stack, &[1, 1, 1]).await.unwrap();
+        limiter.reserve(&stack, &Order::of_models(&[1, 1, 1])).await.unwrap();
     }
     let end = fresh_name("end");
     redis::cmd("ECHO").arg(&end).exec_async(&mut server.connection().await).await.unwrap();
@@ -293,7 +294,8 @@ async fn a_wrong_password_is_told_without_the_password() {
     let url = server.url().replace("redis://", "redis://:hunter2@");
     let engine = Redis::start(&config(&url)).unwrap();
     let why = engine.ready(Duration::from_millis(300)).await.unwrap_err();
-    let refused = engine.limiter().reserve(&per_second("test.password", 1), &[1]).await.unwrap_err();
+    let refused =
+        engine.limiter().reserve(&per_second("test.password", 1), &Order::of_models(&[1])).await.unwrap_err();
     for text in [why, refused.to_string()] {
         assert!(text.to_lowercase().contains("auth") || text.contains("WRONGPASS"), "{text}");
         assert!(!text.contains("hunter2"), "{text}");

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 
 use pixfleet_shared::{
     fleet::redis::{Config, Redis},
-    gcra::{Moment, Pace, State, decide_at},
+    gcra::{Known, Moment, Pace, Probe, State, decide_at},
     judge,
-    limiter::{Judge, Limit, Stack, Unit},
+    limiter::{Judge, Limit, Order, Quota, Stack, Unit, Weight},
+    quota::{Count, Windows, zone},
 };
 use pixfleet_tests::{
     private_redis::connection,
@@ -40,15 +41,18 @@ async fn the_script_decides_as_the_pure_function_does() {
                 plant(&mut random, &mut server, &key, &rid).await;
             }
             let stack = Stack { name: name.clone(), limits: limits(&mut random) };
-            let spacings = judge::spacings(&stack).unwrap();
             let calls = calls(&mut random, &stack);
+            let costs: Vec<Vec<u64>> = calls.iter().map(|call| judge::costs(&stack, *call)).collect();
+            let remembered = engine.limiter().remembered(&name);
             let (known, mut state) = read(&mut server, &key).await;
             let lost = known.as_deref() != Some(rid.as_str());
 
-            let booking = engine.limiter().book(&stack, &calls).await.unwrap();
+            let order = Order { calls: calls.clone(), ..Order::default() };
+            let booking = engine.limiter().book(&stack, &order).await.unwrap();
 
             let moment = Moment { now_us: booking.now_us, lead_us: booking.lead_us, lost };
-            let expected = decide_at(moment, &mut state, &spacings, &calls);
+            let rules = judge::rules(&stack, booking.now_us, &remembered).unwrap();
+            let expected = decide_at(moment, &mut state, &rules, &costs);
             let context = format!("seed {seed}, step {step}: {stack:?} {calls:?}");
             assert_eq!(booking.decision, expected, "{context}");
             assert_eq!((booking.lost, booking.held_until_us), (lost, state.held_until_us), "{context}");
@@ -57,11 +61,19 @@ async fn the_script_decides_as_the_pure_function_does() {
             *seen.entry(if lost { "lost" } else { "whole" }).or_default() += 1;
             let kind = format!("{expected:?}");
             *seen.entry(if kind.starts_with("Slots") { "slots" } else { "come back" }).or_default() += 1;
+            for word in ["probe: true", "why: Probe", "why: HoldOff", "why: Rule"] {
+                *seen.entry(word).or_default() += u32::from(kind.contains(word));
+            }
+            *seen.entry("quota").or_default() +=
+                u32::from(stack.limits.iter().any(|limit| limit.quota.is_some()));
         }
     }
     // Each kind of decision was compared, and not only the easy ones.
-    for kind in ["lost", "whole", "slots", "come back"] {
-        assert!(seen.get(kind).is_some_and(|count| *count > 50), "{seen:?}");
+    for kind in ["lost", "whole", "slots", "come back", "quota", "why: Rule"] {
+        assert!(seen.get(kind).is_some_and(|count| *count > 50), "{kind}: {seen:?}");
+    }
+    for kind in ["probe: true", "why: Probe", "why: HoldOff"] {
+        assert!(seen.get(kind).is_some_and(|count| *count > 5), "{kind}: {seen:?}");
     }
 }
 
@@ -71,28 +83,45 @@ async fn replid(server: &mut MultiplexedConnection) -> String {
     line.unwrap().to_owned()
 }
 
+const QUOTAS: [(&str, Quota); 3] =
+    [("hourly", Quota::Hour), ("monthly", Quota::Month), ("credits", Quota::Total)];
+
 fn limits(random: &mut StdRng) -> Vec<Limit> {
     let mut limits = Vec::new();
-    for (name, per_ms) in [("rate", 1_000), ("minute", 60_000), ("day", 86_400_000)] {
-        if random.random_bool(0.6) {
+    for (name, per_ms) in [("rate", 1_000), ("minute", 60_000), ("week", 604_800_000)] {
+        if random.random_bool(0.5) {
             let calls = random.random_range(1..2_000);
             limits.push(Limit {
-                name: name.to_owned(),
-                calls,
                 per_ms,
                 judge: [Judge::Sliding, Judge::Fixed, Judge::Bucket, Judge::Leaky][random.random_range(0..4)],
-                unit: if random.random_bool(0.5) { Unit::Model } else { Unit::Call },
+                unit: [Unit::Call, Unit::Model, Unit::Megabyte, Unit::Money][random.random_range(0..4)],
                 burst: random.random_range(1..=calls.min(50)),
-                jitter_ms: random.random_range(0.0..20.0),
+                jitter_ms: Some(random.random_range(0.0..20.0)),
+                ..Limit::per_second(name, calls)
+            });
+        }
+    }
+    for (name, quota) in QUOTAS {
+        if random.random_bool(0.3) {
+            limits.push(Limit {
+                quota: Some(quota),
+                zone: Some("Asia/Kathmandu".to_owned()),
+                unit: [Unit::Call, Unit::Model, Unit::Megabyte][random.random_range(0..3)],
+                ..Limit::per_second(name, random.random_range(12..60))
             });
         }
     }
     limits
 }
 
-fn calls(random: &mut StdRng, stack: &Stack) -> Vec<u32> {
-    let most = (1..=12).rev().find(|models| judge::fits(stack, *models).is_ok()).unwrap();
-    (0..random.random_range(1..6)).map(|_| random.random_range(1..=most)).collect()
+fn calls(random: &mut StdRng, stack: &Stack) -> Vec<Weight> {
+    let heavy = |models| Weight {
+        models,
+        bytes: u64::from(models) * 250_000,
+        price_micros: u64::from(models) * 1_500,
+    };
+    let most = (1..=12).rev().find(|models| judge::fits(stack, heavy(*models)).is_ok()).unwrap();
+    (0..random.random_range(1..6)).map(|_| heavy(random.random_range(1..=most))).collect()
 }
 
 /// Writes a state as some history may have left it, or none.
@@ -108,7 +137,26 @@ async fn plant(random: &mut StdRng, server: &mut MultiplexedConnection, key: &st
     if random.random_bool(0.3) {
         fields.push(("nb".to_owned(), (at - 500_000 + random.random_range(0..2_000_000)).to_string()));
     }
-    for name in ["rate", "minute", "day", "gone"] {
+    if random.random_bool(0.15) {
+        let until =
+            if random.random_bool(0.5) { 1 } else { at - 2_000_000 + random.random_range(0..4_000_000) };
+        fields.push(("pb".to_owned(), until.to_string()));
+    }
+    for (name, quota) in QUOTAS {
+        if random.random_bool(0.8) {
+            // Of this window, of the one before, or of other windows altogether.
+            let back = if random.random_bool(0.3) { 3_600_000_000 } else { 0 };
+            let zone = zone(Some("Asia/Kathmandu")).unwrap();
+            let Windows { start_us, mut end_us, .. } = Windows::around(quota, &zone, now - back);
+            if random.random_bool(0.1) {
+                end_us += 1;
+            }
+            let used = random.random_range(0..60_000_000);
+            let next = if random.random_bool(0.3) { random.random_range(0..9_000_000) } else { 0 };
+            fields.push((format!("l:{name}"), format!("{start_us} {end_us} {used} {next}")));
+        }
+    }
+    for name in ["rate", "minute", "week", "gone"] {
         if random.random_bool(0.8) {
             let tat = at - 2_000_000 + random.random_range(0..3_500_000);
             fields.push((format!("l:{name}"), format!("{tat} {}", random.random_range(500..90_000_000))));
@@ -121,16 +169,25 @@ async fn plant(random: &mut StdRng, server: &mut MultiplexedConnection, key: &st
 async fn read(server: &mut MultiplexedConnection, key: &str) -> (Option<String>, State) {
     let fields: BTreeMap<String, String> = server.hgetall(key).await.unwrap();
     let number = |name: &str| fields.get(name).map_or(0, |text| text.parse().unwrap());
-    let pace = |text: &str| {
-        let (tat, interval) = text.split_once(' ').unwrap();
-        Pace { tat_us: tat.parse().unwrap(), interval_us: interval.parse().unwrap() }
+    let known = |text: &str| {
+        let numbers: Vec<u64> = text.split(' ').map(|number| number.parse().unwrap()).collect();
+        match numbers[..] {
+            [tat_us, interval_us] => Known::Pace(Pace { tat_us, interval_us }),
+            [start_us, end_us, used, next] => Known::Count(Count { start_us, end_us, used, next }),
+            _ => panic!("{text}"),
+        }
     };
     let state = State {
         at_us: number("at"),
         held_until_us: number("nb"),
-        pace: fields
+        probe: match number("pb") {
+            0 => Probe::None,
+            1 => Probe::Due,
+            until => Probe::Out(until),
+        },
+        known: fields
             .iter()
-            .filter_map(|(name, text)| Some((name.strip_prefix("l:")?.to_owned(), pace(text))))
+            .filter_map(|(name, text)| Some((name.strip_prefix("l:")?.to_owned(), known(text))))
             .collect(),
     };
     (fields.get("rid").cloned(), state)

@@ -53,7 +53,7 @@ async fn call(provider: &Provider, source: Source, models: &[&str]) -> (Verdict,
     let image = Image { id: "1".into(), source };
     let job = Job::new("b".parse().unwrap(), image, provider.name().into(), models);
     let picture = images.prepare(&job.image.source, provider.wanted()).await.unwrap();
-    let request = provider.request(&job, &job.models, &picture).await.unwrap();
+    let request = provider.requests(&job, &job.models, &picture).await.unwrap().remove(0);
     let outcome = client.send(&request).await;
     (classify(provider, &outcome, &job.models, Timestamp::now()), picture)
 }
@@ -167,7 +167,7 @@ async fn over_the_limit_every_preset_holds_off_for_what_the_api_says() {
         assert_eq!(call(&provider, url(), &["re_logo"]).await.0.class, Class::Ok);
         let (verdict, _) = call(&provider, url(), &["re_logo"]).await;
         assert_eq!(verdict.class, Class::Throttled, "{preset} {status}: {}", verdict.message);
-        let seconds = verdict.hold_off.unwrap().as_secs();
+        let seconds = verdict.hold_off.unwrap().length.as_secs();
         assert!((2..=60).contains(&seconds), "{preset} {status}: {seconds}");
     }
 }

@@ -69,11 +69,20 @@ pub struct Verdict {
     /// Every model of the call, in its order, with its answer or why it has none.
     pub models: Vec<(String, Result<Answer, Failed>)>,
     /// For how long the fleet is to pause; only with [`Class::Throttled`].
-    pub hold_off: Option<Duration>,
+    pub hold_off: Option<Pause>,
     /// One line for the log: the first failure's message, or the status.
     pub message: String,
     /// Whether the call is to be counted as paid: it was answered with success, or nobody can know.
     pub charged: bool,
+}
+
+/// How long a throttled answer asks to pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// So long.
+    pub length: Duration,
+    /// Whether the answer said so; else it is the provider's default.
+    pub said: bool,
 }
 
 /// What `outcome` means for the `models` that the call asked.
@@ -248,7 +257,10 @@ mod tests {
     #[test]
     fn only_a_throttled_call_pauses_the_fleet() {
         let throttled = judge(&reply(429, Some(("retry-after", b"7")), whole(b"slow down")));
-        assert_eq!((throttled.hold_off, throttled.charged), (Some(Duration::from_secs(7)), false));
+        assert_eq!(
+            (throttled.hold_off, throttled.charged),
+            (Some(Pause { length: Duration::from_secs(7), said: true }), false)
+        );
         assert_eq!(judge(&reply(500, Some(("retry-after", b"7")), whole(b""))).hold_off, None);
     }
 

@@ -4,20 +4,25 @@ use std::time::Duration;
 
 use pixfleet_shared::{
     job::Job,
+    limiter::HoldOff,
     queue::Reason,
     result::{Answer, Call, Failure, ImageResult, Outcome},
 };
 
 use crate::{
-    classify::{Class, Failed, Verdict},
+    classify::{Class, Failed, Pause, Verdict},
     provider::Ambiguous,
     retry,
 };
 
 /// A provider that this worker does not know: somebody has to mend its settings.
 pub(crate) const MENDING_PAUSE: Duration = Duration::from_secs(60);
-/// A pause where the provider named none.
-const DEFAULT_PAUSE: Duration = Duration::from_secs(1);
+/// A job that met a 429 is not the first to go when the pause is over.
+const THROTTLED_PAUSE: Duration = Duration::from_secs(1);
+/// After a pause as long as this one call looks first whether it is over.
+const PROBED_FROM: Duration = Duration::from_secs(5);
+/// After so many 429s in a row, without an answer in between, one call looks first.
+const PROBED_AFTER: u32 = 4;
 
 /// How a job's line ends, before it is settled.
 #[derive(Debug)]
@@ -57,25 +62,39 @@ impl Ending {
     }
 }
 
-/// For how long the whole fleet pauses after this verdict.
-pub(crate) fn fleet_pause(verdict: &Verdict, refused: Duration) -> Option<Duration> {
+/// The pause of the whole fleet after this verdict. `in_a_row` is how many calls, this one among them, were answered "too
+/// much" without another answer in between; `interval` the time between two calls under the tightest rate.
+///
+/// Where the provider does not say when to come back, the pause is one interval, doubled with each further 429, up to what
+/// it would be by default: one call that came a little early costs little, and a limit that is really spent is left alone.
+pub(crate) fn fleet_pause(
+    verdict: &Verdict,
+    refused: Duration,
+    in_a_row: u32,
+    interval: Duration,
+) -> Option<HoldOff> {
     match verdict.class {
-        Class::Throttled => Some(verdict.hold_off.unwrap_or(DEFAULT_PAUSE)),
-        Class::Unauthorized => Some(refused),
+        Class::Throttled => {
+            let told = verdict.hold_off.unwrap_or(Pause { length: THROTTLED_PAUSE, said: false });
+            let doubled = interval.saturating_mul(1 << in_a_row.saturating_sub(1).min(20));
+            let pause = if told.said { told.length } else { told.length.min(doubled) };
+            Some(HoldOff { pause, probe: pause >= PROBED_FROM || in_a_row >= PROBED_AFTER, crowded: true })
+        }
+        Class::Unauthorized => Some(HoldOff { pause: refused, probe: true, crowded: false }),
         Class::Ok | Class::Transient | Class::Rejected | Class::Ambiguous => None,
     }
 }
 
 /// How the job ends after a call with this verdict.
 pub(crate) fn conclude(mut job: Job, call: &Call, verdict: Verdict, policy: &Policy<'_>) -> Ending {
-    let pause = fleet_pause(&verdict, policy.refused);
-    match (verdict.class, pause) {
-        (Class::Throttled, pause) => {
+    match verdict.class {
+        Class::Throttled => {
             job.throttled += 1;
-            Ending::Release { job: Box::new(job), after: pause.unwrap_or(DEFAULT_PAUSE) }
+            let pause = verdict.hold_off.map_or(THROTTLED_PAUSE, |pause| pause.length);
+            Ending::Release { job: Box::new(job), after: pause }
         }
-        (Class::Unauthorized, _) => Ending::Release { job: Box::new(job), after: policy.refused },
-        (Class::Ambiguous, _) => {
+        Class::Unauthorized => Ending::Release { job: Box::new(job), after: policy.refused },
+        Class::Ambiguous => {
             let sent_before = job.ambiguous > 0;
             job.ambiguous += 1;
             let sorted = Sorted::of(&job, call, verdict.models);
@@ -86,7 +105,7 @@ pub(crate) fn conclude(mut job: Job, call: &Call, verdict: Verdict, policy: &Pol
             };
             if again { again_or_dead(job, sorted, policy) } else { dead(job, sorted, Reason::Ambiguous) }
         }
-        (Class::Ok | Class::Transient | Class::Rejected, _) => {
+        Class::Ok | Class::Transient | Class::Rejected => {
             let sorted = Sorted::of(&job, call, verdict.models);
             match (sorted.missing.is_empty(), sorted.rejected.is_empty()) {
                 (false, _) => again_or_dead(job, sorted, policy),

@@ -2,19 +2,22 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU32},
+    time::Duration,
 };
 
 use pixfleet_shared::{
-    judge::{Lateness, lateness},
     ledger::Ledger,
-    limiter::{RateLimiter, Stack},
+    limiter::{RateLimiter, Stack, Why},
     queue::Queue,
-    telemetry::Metrics,
+    telemetry::{Metrics, ProviderLabel},
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::info;
 
 use crate::{
     admin::Condition,
@@ -22,7 +25,8 @@ use crate::{
     config::Config,
     image::Images,
     provider::Provider,
-    slots::Desk,
+    room::Room,
+    slots::{Desk, Exit, Way},
 };
 
 /// Jobs that the recent percentile looks back on.
@@ -90,18 +94,33 @@ pub(crate) struct Crew {
     pub(crate) recent: Recent,
     /// No slot is asked for any more; what waits for one goes back.
     pub(crate) stopping: CancellationToken,
+    /// Providers to which nothing can leave for long, and until when.
+    pub(crate) parked: Mutex<BTreeMap<String, Instant>>,
 }
 
-/// A provider with its client, its limit stack and its slot desk.
+/// A provider with its client, its limit stacks and its slot desk.
 pub(crate) struct Serving {
     pub(crate) provider: Arc<Provider>,
     pub(crate) client: Client,
-    pub(crate) stack: Stack,
+    /// One for each account.
+    pub(crate) accounts: Vec<AccountState>,
     pub(crate) desk: Desk,
-    /// How late after its slot a call may still leave.
-    pub(crate) lateness: Lateness,
     /// Room for calls under way, where the provider has little of it.
     pub(crate) room: Option<Semaphore>,
+}
+
+/// What is known of an account's limits while the worker works.
+pub(crate) struct AccountState {
+    pub(crate) provider: String,
+    pub(crate) stack: Stack,
+    /// Calls in a row that were answered "too much".
+    pub(crate) throttled: AtomicU32,
+}
+
+impl AccountState {
+    pub(crate) fn label(&self) -> ProviderLabel {
+        ProviderLabel { provider: self.provider.clone() }
+    }
 }
 
 impl Serving {
@@ -109,22 +128,62 @@ impl Serving {
         provider: Arc<Provider>,
         engines: &Engines,
         tasks: &TaskTracker,
-        stop: CancellationToken,
+        stop: &CancellationToken,
     ) -> Result<Self, NoClient> {
         let client = Client::new(provider.transport())?;
-        let stack = provider.limits();
-        let desk = Desk::open(stack.clone(), engines.limiter.clone(), tasks, stop);
-        let lateness = lateness(&stack);
+        let free = Arc::new(Notify::new());
+        let exit = |stack: &Stack| {
+            let room =
+                |limit| Room::open(stack, limit, engines.limiter.clone(), free.clone(), tasks, stop.clone());
+            let rooms = stack.in_flight().map(room).collect();
+            let way: Way = Arc::new(|| (Duration::ZERO, None));
+            Exit { stack: stack.clone(), rooms, way }
+        };
+        let exits = provider.stacks().map(exit).collect();
+        let desk = Desk::open(exits, free.clone(), engines.limiter.clone(), tasks, stop.clone());
+        let account = |stack: &Stack| AccountState {
+            provider: provider.name().to_owned(),
+            stack: stack.clone(),
+            throttled: AtomicU32::new(0),
+        };
+        let accounts = provider.stacks().map(account).collect();
         let at_once = provider.definition().calls_at_once;
         let room = at_once.map(|calls| Semaphore::new(calls.get() as usize));
-        Ok(Self { provider, client, stack, desk, lateness, room })
+        Ok(Self { provider, client, accounts, desk, room })
     }
 }
 
 impl Crew {
     /// Whether every provider of this worker has a limit.
     pub(crate) fn limited(&self) -> bool {
-        self.providers.values().all(|serving| !serving.stack.limits.is_empty())
+        let limited = |stack: &Stack| !stack.limits.is_empty();
+        self.providers.values().all(|serving| serving.provider.stacks().all(limited))
+    }
+
+    /// Takes note that nothing leaves to `provider` before `until`. Whether that is news.
+    pub(crate) fn park(&self, provider: &str, until: Instant, why: &Why) -> bool {
+        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = parked.insert(provider.to_owned(), until).is_none();
+        if news {
+            let seconds = until.saturating_duration_since(Instant::now()).as_secs();
+            info!(provider, %why, seconds, "nothing can leave for long: the jobs wait in the queue");
+        }
+        news
+    }
+
+    /// A call leaves to `provider`.
+    pub(crate) fn unpark(&self, provider: &str) {
+        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        if parked.remove(provider).is_some() {
+            info!(provider, "calls leave again");
+        }
+    }
+
+    /// When the first of the providers may be called again, where none may now.
+    pub(crate) fn parked_until(&self) -> Option<Instant> {
+        let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.providers.keys().all(|provider| parked.contains_key(provider));
+        if all { parked.values().min().copied() } else { None }
     }
 }
 

@@ -1,13 +1,17 @@
 //! The worker's loop: take a delivery, step, count; and the drain.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use pixfleet_shared::queue::{Delivery, Intake, QueueError};
 use tokio::{
     net::TcpListener,
     sync::watch,
     task::{JoinError, JoinSet},
-    time::{Instant, MissedTickBehavior, interval, timeout, timeout_at},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, error, info, info_span, warn};
@@ -96,7 +100,7 @@ pub async fn run(
     }
     let mut wanted = pace::first(crew.limited(), crew.config.concurrency);
     let (prefetch, asked) = watch::channel(prefetch_for(wanted));
-    let mut intake = crew.engines.queue.receive(asked).await?;
+    let mut intake = crew.engines.queue.receive(asked.clone()).await?;
     info!(worker = crew.name, providers = ?crew.providers.keys(), "working");
 
     let mut jobs = JoinSet::new();
@@ -115,6 +119,13 @@ pub async fn run(
                 None => break,
             },
         }
+        if let Some(until) = crew.parked_until() {
+            intake.stop().await;
+            if !parked(&crew, until, &mut jobs, &mut report, &shutdown).await {
+                break;
+            }
+            intake = crew.engines.queue.receive(asked.clone()).await?;
+        }
         crew.board.metrics.in_hand.set(jobs.len() as i64);
     }
     drain(&crew, intake, jobs, &mut report).await;
@@ -122,6 +133,28 @@ pub async fn run(
     tasks.close();
     let _ = timeout(Duration::from_secs(2), tasks.wait()).await;
     Ok(report)
+}
+
+/// No provider can be called for long: no job is taken, and none kept, until one can, or something changes. Whether work
+/// goes on then; else the worker was told to stop.
+async fn parked(
+    crew: &Crew,
+    until: Instant,
+    jobs: &mut JoinSet<Settled>,
+    report: &mut Report,
+    shutdown: &CancellationToken,
+) -> bool {
+    let mut changes = crew.engines.limiter.changes();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return false,
+            Some(ended) = jobs.join_next() => report.count(ended),
+            () = sleep_until(until) => break,
+            changed = changes.changed() => if changed.is_err() { return false } else { break },
+        }
+    }
+    crew.parked.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    true
 }
 
 fn muster(
@@ -135,7 +168,7 @@ fn muster(
     let mut serving = BTreeMap::new();
     for provider in providers {
         let name = provider.name().to_owned();
-        serving.insert(name, Serving::new(provider, &engines, tasks, stop.clone())?);
+        serving.insert(name, Serving::new(provider, &engines, tasks, stop)?);
     }
     Ok(Crew {
         name: config.resolved_name(),
@@ -146,6 +179,7 @@ fn muster(
         board,
         recent: Recent::default(),
         stopping: CancellationToken::new(),
+        parked: std::sync::Mutex::default(),
     })
 }
 

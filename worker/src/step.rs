@@ -6,32 +6,27 @@ use jiff::Timestamp;
 use pixfleet_shared::{
     id::Id,
     job::Job,
-    judge::Lateness,
     ledger::Begun,
-    limiter::Slot,
     queue::{Delivery, QueueError, Unsettled},
     result::Call,
     telemetry::{CallLabels, ProviderLabel, ResultLabels, SettleLabel},
 };
 use tokio::{
     sync::SemaphorePermit,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep},
 };
 use tracing::{debug, error, info, warn};
 
 use crate::{
     classify::{Class, Verdict, classify},
     client::CallOutcome,
-    conclude::{Ending, MENDING_PAUSE, Policy, conclude, conclude_uncalled, fleet_pause},
+    conclude::{Ending, MENDING_PAUSE, Policy, conclude, conclude_uncalled},
     crew::{Crew, Serving},
+    departure,
     image::Prepared,
     provider::PreparedRequest,
 };
 
-/// Time for a hold-off to be said to the fleet.
-const HOLD_OFF_TIMEOUT: Duration = Duration::from_secs(5);
-/// What the limiter's answer may take when a late slot is mended.
-const MENDING_MARGIN_US: u64 = 10_000;
 /// Pause between two questions to a ledger that is away.
 const LEDGER_PAUSE: Duration = Duration::from_millis(200);
 
@@ -72,7 +67,7 @@ pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
 }
 
 /// The line was left before a call.
-type Early = Box<Ending>;
+pub(crate) type Early = Box<Ending>;
 
 /// From a job to its ending.
 async fn line(crew: &Crew, job: Job) -> Result<Ending, Early> {
@@ -84,20 +79,19 @@ async fn line(crew: &Crew, job: Job) -> Result<Ending, Early> {
     let serving = serving(crew, &job)?;
     let since = Instant::now();
     let picture = picture(crew, serving, &job).await?;
-    let request = request(crew, serving, &job, &picture).await?;
+    let requests = requests(crew, serving, &job, &picture).await?;
     drop(picture);
     let prepared = since.elapsed();
     let room = room(crew, serving, &job).await?;
-    slot(crew, serving, &job).await?;
-    let outcome = call(crew, serving, &request).await;
-    drop(room);
+    let leave = departure::wait(crew, serving, &job, requests[0].body.len()).await?;
+    let account = &serving.accounts[leave.account];
+    let outcome = call(crew, serving, &requests[leave.account]).await;
+    drop((room, leave.room));
     crew.recent.record(prepared + outcome.duration);
     let verdict = classify(&serving.provider, &outcome, &job.models, Timestamp::now());
     count(crew, serving, &job, &outcome, &verdict);
     let policy = policy(crew, serving);
-    if let Some(pause) = fleet_pause(&verdict, policy.refused) {
-        hold_off(crew, serving, pause).await;
-    }
+    departure::tell(crew, account, &verdict, leave.slot.probe).await;
     let facts = facts(crew, serving, &job, &outcome);
     Ok(conclude(job, &facts, verdict, &policy))
 }
@@ -134,18 +128,18 @@ async fn picture(crew: &Crew, serving: &Serving, job: &Job) -> Result<Prepared, 
     })
 }
 
-async fn request(
+async fn requests(
     crew: &Crew,
     serving: &Serving,
     job: &Job,
     picture: &Prepared,
-) -> Result<PreparedRequest, Early> {
-    let made = serving.provider.request(job, &job.models, picture).await;
+) -> Result<Vec<PreparedRequest>, Early> {
+    let made = serving.provider.requests(job, &job.models, picture).await;
     made.map_err(|unaskable| uncalled(crew, serving, job, Class::Rejected, &unaskable.to_string()))
 }
 
 /// No call was made, and none is paid for.
-fn uncalled(crew: &Crew, serving: &Serving, job: &Job, class: Class, why: &str) -> Early {
+pub(crate) fn uncalled(crew: &Crew, serving: &Serving, job: &Job, class: Class, why: &str) -> Early {
     info!(class = class.as_str(), why, "no call was made");
     Box::new(conclude_uncalled(job.clone(), class, why, &policy(crew, serving)))
 }
@@ -173,55 +167,6 @@ async fn room<'a>(
         place = room.acquire() => Ok(place.ok()),
         () = crew.stopping.cancelled() => Err(Box::new(Ending::release(job, Duration::ZERO))),
     }
-}
-
-/// Waits for a slot and for its moment. A slot that is reached too late, or in a hold-off, is forfeited.
-async fn slot(crew: &Crew, serving: &Serving, job: &Job) -> Result<(), Early> {
-    let label = ProviderLabel { provider: job.provider.clone() };
-    let since = Instant::now();
-    loop {
-        let booked = tokio::select! {
-            slot = serving.desk.slot(job.models.len() as u32) => slot,
-            () = crew.stopping.cancelled() => Ok(None),
-        };
-        // More models than the limits ever give at once: waiting would not help it.
-        let booked =
-            booked.map_err(|error| uncalled(crew, serving, job, Class::Rejected, &error.to_string()))?;
-        let Some(slot) = booked else { return Err(Box::new(Ending::release(job, Duration::ZERO))) };
-        sleep_until(slot.at).await;
-        let held =
-            crew.engines.limiter.held_until(&serving.stack).is_some_and(|until| until > Instant::now());
-        if !held && in_time(crew, serving, slot, &label).await {
-            crew.board.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
-            return Ok(());
-        }
-        debug!(late_us = late_us(slot), held, "slot forfeited");
-        crew.board.metrics.slots_forfeited.get_or_create(&label).inc();
-    }
-}
-
-/// Whether a call may still leave at this slot; where it is late, what is booked after it makes room first.
-async fn in_time(crew: &Crew, serving: &Serving, slot: Slot, label: &ProviderLabel) -> bool {
-    let Lateness { free_us, mended_us, forfeit_us } = serving.lateness;
-    let late = late_us(slot);
-    if late <= free_us {
-        return true;
-    }
-    let told_by = late + MENDING_MARGIN_US;
-    if told_by > mended_us || told_by - free_us >= forfeit_us {
-        return false;
-    }
-    let by = Duration::from_micros(told_by - free_us);
-    let told = timeout(by, crew.engines.limiter.late(&serving.stack, by)).await;
-    let in_time = matches!(told, Ok(Ok(()))) && late_us(slot) <= told_by;
-    if in_time {
-        crew.board.metrics.slots_mended.get_or_create(label).inc();
-    }
-    in_time
-}
-
-fn late_us(slot: Slot) -> u64 {
-    Instant::now().saturating_duration_since(slot.at).as_micros() as u64
 }
 
 async fn call(crew: &Crew, serving: &Serving, request: &PreparedRequest) -> CallOutcome {
@@ -259,16 +204,6 @@ fn count(crew: &Crew, serving: &Serving, job: &Job, outcome: &CallOutcome, verdi
     }
 }
 
-async fn hold_off(crew: &Crew, serving: &Serving, pause: Duration) {
-    let label = ProviderLabel { provider: serving.provider.name().to_owned() };
-    crew.board.metrics.hold_offs.get_or_create(&label).inc();
-    match timeout(HOLD_OFF_TIMEOUT, crew.engines.limiter.hold_off(&serving.stack, pause)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => warn!(%error, "the hold-off holds for this worker only"),
-        Err(_) => warn!("the hold-off could not be said in time: it holds for this worker only"),
-    }
-}
-
 fn facts(crew: &Crew, serving: &Serving, job: &Job, outcome: &CallOutcome) -> Call {
     let tries = [job.attempt.to_be_bytes(), job.throttled.to_be_bytes()].concat();
     Call {
@@ -279,7 +214,7 @@ fn facts(crew: &Crew, serving: &Serving, job: &Job, outcome: &CallOutcome) -> Ca
         attempt: job.attempt + 1,
         throttled: job.throttled,
         cost: serving.provider.tariff().of_call(job.models.len()),
-        limit_per_s: serving.stack.rate_per_s(job.models.len() as u32),
+        limit_per_s: serving.provider.rate_per_s(serving.provider.weight(job.models.len(), 0)),
         worker: crew.name.clone(),
     }
 }

@@ -103,7 +103,7 @@ mod tests {
         for judge in [Judge::Fixed, Judge::Sliding, Judge::Bucket] {
             assert_eq!(sandbox(judge).problems(), [""; 0]);
             let provider = provider("http://127.0.0.1:1", judge).unwrap();
-            assert_eq!(provider.limits().rate_per_s(1), Some(f64::from(LIMIT_PER_S)));
+            assert_eq!(provider.rate_per_s(provider.weight(1, 0)), Some(f64::from(LIMIT_PER_S)));
             assert!(MODELS.iter().all(|model| provider.accepts(model).is_ok()));
         }
     }

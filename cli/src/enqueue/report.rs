@@ -26,7 +26,7 @@ pub(super) fn forecast(plan: &Plan, provider: &Provider, summary: &Summary) -> a
     let calls = plan.calls().len() as u64;
     // A kill may have left an image half enqueued: the rest of it counts as a whole one.
     let images = summary.tally.enqueued.div_ceil(calls);
-    Ok(pixfleet_producer::forecast(plan, &provider.limits(), images)?)
+    Ok(pixfleet_producer::forecast(plan, &provider.limits(), images, Timestamp::now())?)
 }
 
 impl Report<'_> {

@@ -36,7 +36,7 @@ impl Meter {
             provider: provider.name().to_owned(),
             currency: tariff.currency.clone(),
             price: tariff.price,
-            limit_per_s: provider.limits().rate_per_s(models),
+            limit_per_s: provider.rate_per_s(provider.weight(models as usize, 0)),
         }
     }
 

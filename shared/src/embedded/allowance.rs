@@ -125,7 +125,8 @@ pub(super) fn book(
     let before = beginning(row, own, &rules);
     let mut given = before.clone();
     let decision = decide_at(moment, &mut given, &rules, &costs);
-    let unbooked = |given: State| Allowance { version, bound: given.clone(), given, since_us: moment.now_us, calls: 0 };
+    let unbooked =
+        |given: State| Allowance { version, bound: given.clone(), given, since_us: moment.now_us, calls: 0 };
     let allowance = if given == before {
         // Nobody has to take note.
         unbooked(given)
@@ -172,7 +173,8 @@ fn ahead(
     most: usize,
 ) -> State {
     let is_quota = |limit: &crate::limiter::Limit| {
-        matches!(limit.kind(), Kind::Quota(_)) || limit.kind() == Kind::Rate && limit.per_ms > LONGEST_WINDOW_MS
+        matches!(limit.kind(), Kind::Quota(_))
+            || limit.kind() == Kind::Rate && limit.per_ms > LONGEST_WINDOW_MS
     };
     if most < FEWEST || stack.limits.iter().any(is_quota) {
         return given.clone();
@@ -232,7 +234,10 @@ fn within(given: &State, bound: &State) -> bool {
         _ => false,
     };
     given.known.len() == bound.known.len()
-        && given.known.iter().all(|(name, given)| bound.known.get(name).is_some_and(|bound| inside(given, bound)))
+        && given
+            .known
+            .iter()
+            .all(|(name, given)| bound.known.get(name).is_some_and(|bound| inside(given, bound)))
 }
 
 #[cfg(test)]

@@ -169,7 +169,8 @@ impl RateLimiter for EmbeddedLimiter {
     async fn reserve(&self, stack: &Stack, order: &Order) -> Result<Reservation, LimiterError> {
         let order = &Order { calls: order.calls.iter().copied().take(MAX_CALLS).collect(), ..order.clone() };
         let in_force = self.in_force(stack);
-        if in_force.limits.iter().all(|limit| limit.kind() == Kind::InFlight) && !self.knowledge.is_paused(&stack.name)
+        if in_force.limits.iter().all(|limit| limit.kind() == Kind::InFlight)
+            && !self.knowledge.is_paused(&stack.name)
         {
             return Ok(unlimited(self.held_until(stack), order.calls.len()));
         }
@@ -234,7 +235,8 @@ impl RateLimiter for EmbeddedLimiter {
             }
             let name = stack.name.clone();
             // Another process may have called for a longer one.
-            let held_until_us = self.store.write(move |db| limits::hold_off(db, &name, until_us, probe)).await?;
+            let held_until_us =
+                self.store.write(move |db| limits::hold_off(db, &name, until_us, probe)).await?;
             self.hold(&stack.name, self.clock.at(held_until_us));
         }
         if crowded {
@@ -297,7 +299,10 @@ impl RateLimiter for EmbeddedLimiter {
 
     async fn amend(&self, stack: &Stack, amendment: &Amendment) -> Result<Terms, LimiterError> {
         let impossible = |why: String| LimiterError::Impossible { stack: stack.name.clone(), why };
-        self.terms(&stack.name).await?.check(stack, amendment).map_err(|judge::Problem(why)| impossible(why))?;
+        self.terms(&stack.name)
+            .await?
+            .check(stack, amendment)
+            .map_err(|judge::Problem(why)| impossible(why))?;
         let spent = quota_of(stack, &amendment.change, now_us()).map_err(impossible)?;
         let (name, task) = (stack.name.clone(), amendment.clone());
         let _pen = self.pen.lock().await;

@@ -245,9 +245,7 @@ fn read(pace: &str) -> BTreeMap<String, Known> {
     let known: BTreeMap<String, Vec<u64>> = serde_json::from_str(pace).unwrap_or_default();
     let known = known.into_iter().filter_map(|(name, numbers)| match numbers[..] {
         [tat_us, interval_us] => Some((name, Known::Pace(Pace { tat_us, interval_us }))),
-        [start_us, end_us, used, next] => {
-            Some((name, Known::Count(Count { start_us, end_us, used, next })))
-        }
+        [start_us, end_us, used, next] => Some((name, Known::Count(Count { start_us, end_us, used, next }))),
         _ => None,
     });
     known.collect()

@@ -103,8 +103,8 @@ query = ".x"
             "p.toml:6: auth.key_env: missing: give a text",
             "p.toml:6: auth.name: missing: give a text",
             "p.toml:8: auth.nam: unknown key: did you mean `name`?",
-            "p.toml:13: limits[0].judge: found the text `sliding-window`: give `sliding`, `fixed`, `bucket` or `leaky` \
-             (did you mean `sliding`?)",
+            "p.toml:13: limits[0].judge: found the text `sliding-window`: give `sliding`, `fixed`, `bucket`, `leaky` \
+             or `concurrent` (did you mean `sliding`?)",
             "p.toml:16: limits[1].name: found 7: give a text",
             "p.toml:17: limits[1].calls: found the text `4`: give a whole number from 0 to 4294967295: 4 without quotes",
             "p.toml:18: limits[1].burst: found 5000000000: give a whole number from 0 to 4294967295",

@@ -7,7 +7,10 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use pixfleet_shared::{
     judge,
-    limiter::{Judge, Limit, LimiterError, RateLimiter, Reservation, Slot, Stack, Unit},
+    limiter::{
+        Amendment, Change, HoldOff, Judge, Limit, LimiterError, Numbers, Order, Quota, RateLimiter,
+        Reservation, Slot, Stack, Unit, Weight, Why,
+    },
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -16,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A limit of `calls` a second under the sliding judge.
 pub fn limit(name: &str, calls: u32, unit: Unit, burst: u32) -> Limit {
-    Limit { name: name.to_owned(), calls, per_ms: 1000, judge: Judge::Sliding, unit, burst, jitter_ms: 8.0 }
+    Limit { unit, burst, jitter_ms: Some(8.0), ..Limit::per_second(name, calls) }
 }
 
 /// A stack of one limit of `calls` a second.
@@ -33,9 +36,9 @@ pub fn stack(name: &str, limits: Vec<Limit>) -> Stack {
 pub async fn slots(client: &dyn RateLimiter, stack: &Stack, calls: &[u32]) -> Vec<Slot> {
     let ask = async {
         loop {
-            match client.reserve(stack, calls).await {
+            match client.reserve(stack, &Order::of_models(calls)).await {
                 Ok(Reservation::Slots(slots)) => return slots,
-                Ok(Reservation::ComeBack(at)) => sleep_until(at).await,
+                Ok(Reservation::ComeBack(wait)) => sleep_until(wait.ask_at).await,
                 Err(LimiterError::Away(_)) => sleep(Duration::from_millis(10)).await,
                 Err(error) => panic!("{error}"),
             }
@@ -118,7 +121,7 @@ pub async fn what_is_booked_after_a_late_call_makes_room(test: &str, fleet: &[&d
 /// A stack without limits lets every call go.
 pub async fn a_stack_without_limits_lets_every_call_go(test: &str, client: &dyn RateLimiter) {
     let free = stack(&format!("{test}.free"), Vec::new());
-    let booked = client.reserve(&free, &[1, 1, 1]).await;
+    let booked = client.reserve(&free, &Order::of_models(&[1, 1, 1])).await;
     assert!(matches!(&booked, Ok(Reservation::Slots(slots)) if slots.len() == 3), "{booked:?}");
 }
 
@@ -129,24 +132,24 @@ pub async fn a_hold_off_reaches_every_client(test: &str, fleet: &[&dyn RateLimit
         slots(*client, &stack, &[1]).await;
         assert_eq!(client.held_until(&stack), None);
     }
-    fleet[0].hold_off(&stack, Duration::from_secs(60)).await.expect("a hold-off");
+    fleet[0].hold_off(&stack, HoldOff::of(Duration::from_secs(60))).await.expect("a hold-off");
     for client in fleet {
         assert!(left(held(*client, &stack).await) > 30);
-        let answer = client.reserve(&stack, &[1]).await;
-        assert!(matches!(&answer, Ok(Reservation::ComeBack(at)) if left(*at) > 30), "{answer:?}");
+        let answer = client.reserve(&stack, &Order::of_models(&[1])).await;
+        assert!(matches!(&answer, Ok(Reservation::ComeBack(wait)) if left(wait.free_at) > 30), "{answer:?}");
     }
 }
 
 /// A shorter hold-off, from whichever client, never ends a longer one.
 pub async fn a_shorter_hold_off_never_ends_a_longer_one(test: &str, fleet: &[&dyn RateLimiter]) {
     let stack = per_second(&format!("{test}.longer"), 50);
-    fleet[0].hold_off(&stack, Duration::from_secs(60)).await.expect("a hold-off");
+    fleet[0].hold_off(&stack, HoldOff::of(Duration::from_secs(60))).await.expect("a hold-off");
     for client in fleet {
-        client.hold_off(&stack, Duration::from_millis(1)).await.expect("a hold-off");
+        client.hold_off(&stack, HoldOff::of(Duration::from_millis(1))).await.expect("a hold-off");
     }
     for client in fleet {
-        let answer = client.reserve(&stack, &[1]).await;
-        assert!(matches!(&answer, Ok(Reservation::ComeBack(at)) if left(*at) > 30), "{answer:?}");
+        let answer = client.reserve(&stack, &Order::of_models(&[1])).await;
+        assert!(matches!(&answer, Ok(Reservation::ComeBack(wait)) if left(wait.free_at) > 30), "{answer:?}");
         assert!(left(held(*client, &stack).await) > 30);
     }
 }
@@ -155,7 +158,7 @@ pub async fn a_shorter_hold_off_never_ends_a_longer_one(test: &str, fleet: &[&dy
 pub async fn work_goes_on_when_a_hold_off_is_over(test: &str, client: &dyn RateLimiter) {
     let stack = per_second(&format!("{test}.over"), 50);
     let called = Instant::now();
-    client.hold_off(&stack, Duration::from_millis(300)).await.expect("a hold-off");
+    client.hold_off(&stack, HoldOff::of(Duration::from_millis(300))).await.expect("a hold-off");
     let booked = slots(client, &stack, &[1]).await;
     // The clocks' mapping is good to half a round trip.
     assert!(booked[0].at >= called + Duration::from_millis(290));
@@ -166,7 +169,7 @@ pub async fn stacks_are_independent(test: &str, client: &dyn RateLimiter) {
     let held = per_second(&format!("{test}.one"), 1);
     let other = per_second(&format!("{test}.other"), 50);
     slots(client, &held, &[1]).await;
-    client.hold_off(&held, Duration::from_secs(60)).await.expect("a hold-off");
+    client.hold_off(&held, HoldOff::of(Duration::from_secs(60))).await.expect("a hold-off");
     let booked = slots(client, &other, &[1]).await;
     assert!(left(booked[0].at) < 5);
     assert_eq!(client.held_until(&other), None);
@@ -179,7 +182,7 @@ pub async fn what_can_never_be_granted_is_refused(test: &str, client: &dyn RateL
     let twice = stack(&name, vec![limit("rate", 1, Unit::Call, 1), limit("rate", 2, Unit::Call, 1)]);
     let heavy = stack(&name, vec![limit("models", 10, Unit::Model, 5)]);
     for (stack, models, word) in [(none, 1, "0 calls"), (twice, 1, "two limits"), (heavy, 6, "6 models")] {
-        match client.reserve(&stack, &[models]).await {
+        match client.reserve(&stack, &Order::of_models(&[models])).await {
             Err(error @ LimiterError::Impossible { .. }) => {
                 let text = error.to_string();
                 assert!(text.contains(word) && text.contains(&name), "{text}");
@@ -187,6 +190,153 @@ pub async fn what_can_never_be_granted_is_refused(test: &str, client: &dyn RateL
             other => panic!("{word}: {other:?}"),
         }
     }
+}
+
+/// A quota is spent at once, by whoever asks, and no further; what a call did not use is given back.
+pub async fn a_quota_is_spent_by_all_together_and_no_further(test: &str, fleet: &[&dyn RateLimiter]) {
+    let credits = Limit { quota: Some(Quota::Total), ..Limit::per_second("credits", 7) };
+    let stack = stack(&format!("{test}.quota"), vec![limit("rate", 1_000, Unit::Call, 1), credits]);
+    let mut granted = 0;
+    for client in fleet.iter().cycle().take(3 * fleet.len()) {
+        match client.reserve(&stack, &Order::of_models(&[1])).await.expect("an answer") {
+            Reservation::Slots(slots) => granted += slots.len(),
+            Reservation::ComeBack(wait) if wait.why == Why::Limit("credits".into()) => {}
+            Reservation::ComeBack(wait) => sleep_until(wait.free_at).await,
+        }
+    }
+    while granted < 7 {
+        granted += slots(fleet[0], &stack, &[1]).await.len();
+    }
+    for client in fleet {
+        let answer = client.reserve(&stack, &Order::of_models(&[1])).await;
+        assert!(
+            matches!(&answer, Ok(Reservation::ComeBack(wait)) if wait.why == Why::Limit("credits".into()))
+        );
+    }
+    fleet[1].refund(&stack, Weight::of_models(1)).await.expect("a refund");
+    assert_eq!(slots(fleet[0], &stack, &[1, 1]).await.len(), 1, "one was given back");
+    let standing = fleet[0].standing(&stack).await.expect("a standing");
+    let used = standing.used.iter().find(|used| used.limit == "credits").and_then(|used| used.units);
+    assert_eq!(used, Some(7.0));
+}
+
+/// Megabytes and money are counted as what a call weighs of them.
+pub async fn a_call_takes_the_money_and_the_megabytes_that_it_weighs(test: &str, client: &dyn RateLimiter) {
+    let money = Limit { unit: Unit::Money, quota: Some(Quota::Total), ..Limit::per_second("money", 1) };
+    let traffic =
+        Limit { unit: Unit::Megabyte, quota: Some(Quota::Total), ..Limit::per_second("traffic", 2) };
+    let stack = stack(&format!("{test}.weights"), vec![money, traffic]);
+    // Three tenths of the money, half a megabyte: the money is gone first.
+    let call = Weight { models: 1, bytes: 500_000, price_micros: 300_000 };
+    let order = Order { calls: vec![call; 5], ..Order::default() };
+    let answer = client.reserve(&stack, &order).await;
+    assert!(matches!(&answer, Ok(Reservation::Slots(slots)) if slots.len() == 3), "{answer:?}");
+    let light = Order { calls: vec![Weight { price_micros: 0, ..call }; 3], ..Order::default() };
+    let answer = client.reserve(&stack, &light).await;
+    assert!(matches!(&answer, Ok(Reservation::Slots(slots)) if slots.len() == 1), "{answer:?}");
+}
+
+fn amendment(change: Change) -> Amendment {
+    Amendment { at: jiff::Timestamp::now(), by: "ada@desk".to_owned(), change }
+}
+
+/// Somebody pauses the stack: nobody books, everybody knows; and it goes on as soon as it is resumed.
+pub async fn a_pause_holds_for_everybody_until_it_is_resumed(test: &str, fleet: &[&dyn RateLimiter]) {
+    let stack = per_second(&format!("{test}.paused"), 50);
+    for client in fleet {
+        slots(*client, &stack, &[1]).await;
+    }
+    fleet[0].amend(&stack, &amendment(Change::Pause)).await.expect("a pause");
+    for client in fleet {
+        held(*client, &stack).await;
+        let answer = client.reserve(&stack, &Order::of_models(&[1])).await;
+        let paused = Why::Paused("ada@desk".into());
+        assert!(matches!(&answer, Ok(Reservation::ComeBack(wait)) if wait.why == paused), "{answer:?}");
+    }
+    fleet[1].amend(&stack, &amendment(Change::Resume)).await.expect("a resume");
+    for client in fleet {
+        let known = async {
+            let mut changes = client.changes();
+            while client.held_until(&stack).is_some() {
+                changes.changed().await.expect("changes");
+            }
+        };
+        timeout(PATIENCE, known).await.expect("the resume within 20 s");
+        slots(*client, &stack, &[1]).await;
+    }
+    let history = fleet[2 % fleet.len()].history(&stack.name).await.expect("a history");
+    let kept: Vec<(&str, &Change)> = history.iter().map(|entry| (entry.by.as_str(), &entry.change)).collect();
+    assert_eq!(kept, [("ada@desk", &Change::Resume), ("ada@desk", &Change::Pause)]);
+}
+
+/// Other numbers for a limit bind everybody from the next booking on, whoever has heard of them or not.
+pub async fn changed_numbers_bind_everybody_at_once(test: &str, fleet: &[&dyn RateLimiter]) {
+    let stack = per_second(&format!("{test}.changed"), 200);
+    for client in fleet {
+        slots(*client, &stack, &[1]).await;
+    }
+    let numbers = Numbers { calls: Some(20), ..Numbers::default() };
+    let change = Change::Set { limit: "rate".into(), numbers };
+    let terms = fleet[0].amend(&stack, &amendment(change)).await.expect("a change");
+    assert_eq!(terms.limits["rate"].calls, Some(20));
+    let moments = greedy(fleet, &stack, 1, 45).await;
+    // What was booked at the old pace is still on its way.
+    assert_never_above(20, &moments[moments.len() - 30..]);
+    for client in fleet {
+        assert_eq!(client.in_force(&stack).limits[0].calls, 20);
+    }
+    let unknown = Change::Set { limit: "rat".into(), numbers };
+    let refused = fleet[0].amend(&stack, &amendment(unknown)).await.expect_err("no such limit").to_string();
+    assert!(refused.contains("`rat`") && refused.contains("rate"), "{refused}");
+    fleet[1].amend(&stack, &amendment(Change::Reset { limit: "rate".into() })).await.expect("a reset");
+    slots(fleet[0], &stack, &[1]).await;
+    assert_eq!(fleet[0].in_force(&stack).limits[0].calls, 200);
+}
+
+/// After a hold-off that wants it, one call goes ahead, and the others when it was answered.
+pub async fn after_a_hold_off_one_call_goes_ahead(test: &str, fleet: &[&dyn RateLimiter]) {
+    let stack = per_second(&format!("{test}.probe"), 50);
+    for client in fleet {
+        slots(*client, &stack, &[1]).await;
+    }
+    let pause = Duration::from_millis(100);
+    fleet[0].hold_off(&stack, HoldOff { pause, probe: true, crowded: false }).await.expect("a hold-off");
+    let first = slots(fleet[1], &stack, &[1, 1, 1]).await;
+    assert!(matches!(first[..], [Slot { probe: true, .. }]), "{first:?}");
+    for client in fleet {
+        let answer = client.reserve(&stack, &Order::of_models(&[1])).await;
+        assert!(matches!(&answer, Ok(Reservation::ComeBack(wait)) if wait.why == Why::Probe), "{answer:?}");
+    }
+    fleet[1].answered(&stack).await.expect("an answer");
+    for client in fleet {
+        assert!(slots(*client, &stack, &[1]).await.iter().all(|slot| !slot.probe));
+    }
+}
+
+/// Calls in flight are shared: never more than the limit in sum, and all of them where somebody wants them.
+pub async fn calls_in_flight_are_shared_and_never_too_many(test: &str, fleet: &[&dyn RateLimiter]) {
+    let flight = Limit { judge: Judge::Concurrent, ..Limit::per_second("in-flight", 10) };
+    let stack = stack(&format!("{test}.flight"), vec![flight.clone()]);
+    let share = async |client: usize, held: u32, wanted: u32, had: u32| {
+        fleet[client].share(&stack, &flight, held, wanted, had).await.expect("a share").calls
+    };
+    // A server that knows nothing of the limit may have forgotten somebody's share: that is waited for.
+    let all = async {
+        loop {
+            match share(0, 0, 10, 0).await {
+                10 => return,
+                _ => sleep(Duration::from_millis(50)).await,
+            }
+        }
+    };
+    timeout(PATIENCE, all).await.expect("all of the calls within 20 s");
+    assert_eq!(share(1, 0, 10, 0).await, 0, "the other one has them");
+    assert_eq!(share(0, 8, 10, 10).await, 8, "who has more than its part gives up what is not in use");
+    assert_eq!(share(1, 0, 10, 0).await, 2);
+    assert_eq!(share(0, 3, 10, 8).await, 5);
+    assert_eq!(share(1, 2, 10, 2).await, 5);
+    assert_eq!(share(0, 0, 0, 5).await, 0);
+    assert_eq!(share(1, 5, 10, 5).await, 10, "who leaves, leaves its part to the others");
 }
 
 /// Waits until `client` knows of a hold-off.

@@ -49,6 +49,12 @@ macro_rules! limiter_conforms {
             work_goes_on_when_a_hold_off_is_over(client),
             stacks_are_independent(client),
             what_can_never_be_granted_is_refused(client),
+            a_quota_is_spent_by_all_together_and_no_further(fleet),
+            a_call_takes_the_money_and_the_megabytes_that_it_weighs(client),
+            a_pause_holds_for_everybody_until_it_is_resumed(fleet),
+            changed_numbers_bind_everybody_at_once(fleet),
+            after_a_hold_off_one_call_goes_ahead(fleet),
+            calls_in_flight_are_shared_and_never_too_many(fleet),
         );
     };
     (@each $open:path, $($promise:ident($clients:ident)),* $(,)?) => {$(

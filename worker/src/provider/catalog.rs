@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use pixfleet_shared::settings::{Document, Problems};
+use pixfleet_shared::{
+    limiter::Stack,
+    settings::{Document, Problems},
+};
 use serde_json::Value;
 
 use super::{Provider, compile};
@@ -76,6 +79,12 @@ impl Catalog {
                 Err(problems) => found.extend(problems),
             }
         }
+        for (one, other, stack) in differing(&providers) {
+            let why = format!(
+                "stack `{stack}` has other limits than at provider `{other}`: whoever shares a stack gives the same limits"
+            );
+            found.push(tables.problem(&format!("\"{one}\".stack"), why));
+        }
         found.or(Self(providers))
     }
 
@@ -103,6 +112,24 @@ impl Catalog {
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Provider>> {
         self.0.values()
     }
+}
+
+/// Two providers that give one stack different limits, and the stack.
+fn differing(providers: &BTreeMap<String, Arc<Provider>>) -> Vec<(&str, &str, &str)> {
+    let mut known: BTreeMap<&str, (&str, &Stack)> = BTreeMap::new();
+    let mut found = Vec::new();
+    for (name, provider) in providers {
+        for stack in provider.stacks() {
+            match known.get(stack.name.as_str()) {
+                Some((other, first)) if **first != *stack => {
+                    found.push((name.as_str(), *other, stack.name.as_str()));
+                }
+                Some(_) => {}
+                None => drop(known.insert(&stack.name, (name, stack))),
+            }
+        }
+    }
+    found
 }
 
 impl Provider {

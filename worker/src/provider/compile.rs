@@ -1,5 +1,6 @@
 //! From a definition to a provider: every expression, template and key is checked, and every problem told at once.
 
+mod accounts;
 mod ask;
 mod limits;
 
@@ -7,14 +8,12 @@ use std::collections::BTreeMap;
 
 use pixfleet_shared::settings::{Document, Problems, nearest};
 use reqwest::header::HeaderName;
-use url::Url;
 
 use super::{
     Provider, Rule,
     answer::{Mapping, ModelMapping},
     definition::{Answer, AuthKind, Definition, Fetch, ImageForm, ModelAnswer},
     jq::Jq,
-    secret::{self, Secret},
 };
 use crate::{classify::Class, image::Wanted};
 
@@ -33,8 +32,7 @@ pub(super) type Env<'a> = Option<&'a dyn Fn(&str) -> Option<String>>;
 pub(super) fn compile(name: &str, document: &Document, env: Env<'_>) -> Result<Provider, Problems> {
     let definition: Definition = document.read()?;
     let mut check = Check { document, options: &definition.options, found: Problems::default() };
-    let endpoint = check.endpoint(&definition.endpoint);
-    let key = check.key(&definition, env);
+    let accounts = check.accounts(name, &definition, env);
     let asks = definition.request.iter().enumerate().map(|(i, ask)| check.request(i, ask)).collect();
     let mapping = check.mapping(&definition.answer);
     let rules = check.rules(&definition);
@@ -43,15 +41,14 @@ pub(super) fn compile(name: &str, document: &Document, env: Env<'_>) -> Result<P
     let pause_in_body = check.jq("retry_after.body", definition.retry_after.body.as_deref());
     check.numbers(name, &definition);
     let found = check.found;
-    let (Some(endpoint), Some(error_message)) = (endpoint, error_message) else {
+    let (Some(accounts), Some(error_message)) = (accounts, error_message) else {
         return Err(found);
     };
     let wanted = wanted(&definition);
     let provider = Provider {
         name: name.to_owned(),
-        endpoint,
+        accounts,
         keyless: env.is_none() && definition.auth.kind != AuthKind::None,
-        key,
         asks,
         mapping,
         rules,
@@ -100,43 +97,6 @@ impl Check<'_> {
     fn jq(&mut self, field: &str, code: Option<&str>) -> Option<Jq> {
         let compiled = Jq::compile(code?);
         self.ok(field, compiled.map_err(|why| format!("the jq expression is wrong at {why}")))
-    }
-
-    fn endpoint(&mut self, text: &str) -> Option<Url> {
-        const FIELD: &str = "endpoint";
-        let url = self.ok(FIELD, Url::parse(text).map_err(|error| format!("no URL: {error}")))?;
-        let plain = url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
-        self.demand(["http", "https"].contains(&url.scheme()), FIELD, "give an http or https URL");
-        self.demand(
-            plain && url.password().is_none(),
-            FIELD,
-            "give scheme, host, port and path only; the key goes into `auth`, parameters into `query`",
-        );
-        Some(url)
-    }
-
-    fn key(&mut self, definition: &Definition, env: Env<'_>) -> Option<Secret> {
-        let auth = &definition.auth;
-        let named = matches!(auth.kind, AuthKind::Query | AuthKind::Header);
-        self.demand(
-            !named || !auth.name.is_empty(),
-            "auth.name",
-            "missing: the name of the parameter or header that carries the key",
-        );
-        if auth.kind == AuthKind::Header && !auth.name.is_empty() {
-            self.demand(
-                HeaderName::try_from(auth.name.as_str()).is_ok(),
-                "auth.name",
-                "no header has such a name",
-            );
-        }
-        let env = env.filter(|_| auth.kind != AuthKind::None)?;
-        let key = self.ok("auth", secret::read(auth, env))?;
-        let optional = auth.kind == AuthKind::Bearer;
-        if key.is_none() && !optional {
-            self.wrong("auth", format!("the key is missing: {}", secret::places(auth)));
-        }
-        key
     }
 
     /// The models' own expressions, the longest name first, and at last those of `answer` itself.
@@ -215,7 +175,7 @@ impl Check<'_> {
             let fault = format!("no header has the name `{header}`");
             self.demand(HeaderName::try_from(header.as_str()).is_ok(), "retry_after.headers", &fault);
         }
-        self.limits(&definition.limits, definition.models_per_call.clamp(1, 1000));
+        self.limits("limits", &definition.limits, definition);
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
         self.demand(
             !name.is_empty() && name.len() <= 60 && name.chars().all(plain),

@@ -73,6 +73,14 @@ pub struct Definition {
     /// The limits that every call must pass together, for the whole fleet. Default: none, so calls leave at once.
     #[serde(default)]
     pub limits: Vec<Limit>,
+    /// The name of its limit stack, in the whole fleet: providers that give the same one share its limits, and have to
+    /// give the same. Default: the provider's name.
+    #[serde(default)]
+    pub stack: Option<String>,
+    /// Several accounts, each with a limit stack of its own: a call goes by the one that is free first. Default: one, which
+    /// is what `auth`, `endpoint` and `limits` say.
+    #[serde(default)]
+    pub accounts: Vec<Account>,
     /// What becomes of a call that left, and whose answer was never seen. Default: `resend_once`.
     #[serde(default)]
     pub ambiguous: Ambiguous,
@@ -96,6 +104,29 @@ pub struct Auth {
     /// A file that holds the key; read once, white space at its end is dropped. Used where `key_env` is not set or
     /// its variable is empty. Default: none.
     pub key_file: Option<String>,
+}
+
+/// One of several accounts at a provider. What it leaves out is the provider's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Account {
+    /// Its name, unique at the provider.
+    pub name: String,
+    /// Its base URL: the same API somewhere else. Default: the provider's.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// The environment variable that holds its key. Default: the provider's `auth.key_env`.
+    #[serde(default)]
+    pub key_env: Option<String>,
+    /// A file that holds its key. Default: the provider's `auth.key_file`.
+    #[serde(default)]
+    pub key_file: Option<String>,
+    /// The name of its limit stack. Default: `<provider>.<account>`.
+    #[serde(default)]
+    pub stack: Option<String>,
+    /// Its limits. Default: those of the provider, for itself.
+    #[serde(default)]
+    pub limits: Option<Vec<Limit>>,
 }
 
 /// Where the key goes.

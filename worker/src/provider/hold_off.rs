@@ -10,6 +10,7 @@ use super::{
     definition::RetryAfter,
     jq::{self, Jq},
 };
+use crate::classify::Pause;
 
 /// The pause that the answer asks for, within what is believed; the default where it says nothing readable.
 ///
@@ -20,12 +21,13 @@ pub(super) fn pause(
     headers: &HeaderMap,
     body: Option<&Value>,
     now: Timestamp,
-) -> Duration {
+) -> Pause {
     let said = seconds_in_body(in_body, body).or_else(|| {
         settings.headers.iter().find_map(|name| pause_in(name, headers.get(name)?.to_str().ok()?, now))
     });
     let said = said.filter(|pause| !pause.is_zero());
-    said.unwrap_or(Duration::from_millis(settings.default_ms)).min(Duration::from_millis(settings.max_ms))
+    let length = said.unwrap_or(Duration::from_millis(settings.default_ms));
+    Pause { length: length.min(Duration::from_millis(settings.max_ms)), said: said.is_some() }
 }
 
 /// Whether a header says when to come back: a 503 that does is a limit, not a breakdown.
@@ -120,7 +122,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers
             .insert(HeaderName::try_from(name).unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap());
-        pause(&RetryAfter::default(), None, &headers, None, NOW.parse().unwrap())
+        pause(&RetryAfter::default(), None, &headers, None, NOW.parse().unwrap()).length
     }
 
     #[test]
@@ -166,7 +168,7 @@ mod tests {
         let now = NOW.parse().unwrap();
         assert_eq!(
             pause(&RetryAfter::default(), Some(&jq), &headers, Some(&body), now),
-            Duration::from_secs(7)
+            Pause { length: Duration::from_secs(7), said: true }
         );
     }
 

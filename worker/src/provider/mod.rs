@@ -15,11 +15,11 @@ mod request;
 mod secret;
 mod template;
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use jiff::Timestamp;
 use pixfleet_shared::{
-    limiter::{Limit, Stack},
+    limiter::{Stack, Weight},
     result::Answer,
     settings::nearest,
 };
@@ -33,7 +33,7 @@ pub use definition::{Ambiguous, Cost, Count, Definition};
 pub use request::{PreparedRequest, Unaskable};
 
 use crate::{
-    classify::{Class, Failed},
+    classify::{Class, Failed, Pause},
     client::Transport,
     image::Wanted,
 };
@@ -47,8 +47,8 @@ const MAX_MESSAGE_CHARS: usize = 300;
 pub struct Provider {
     name: String,
     definition: Definition,
-    endpoint: Url,
-    key: Option<Secret>,
+    /// At least one.
+    accounts: Vec<Account>,
     /// The key was not looked for: this provider can be planned with, and not asked.
     keyless: bool,
     asks: Vec<request::Ask>,
@@ -57,6 +57,13 @@ pub struct Provider {
     error_message: Jq,
     pause_in_body: Option<Jq>,
     wanted: Wanted,
+}
+
+/// One account: where its calls go, who pays, and what they must pass.
+struct Account {
+    endpoint: Url,
+    key: Option<Secret>,
+    stack: Stack,
 }
 
 /// A compiled [`definition::ErrorRule`].
@@ -87,10 +94,28 @@ impl Provider {
         &self.definition.cost
     }
 
-    /// The limits that every call must pass, under the provider's name for the whole fleet.
+    /// The limit stacks that a call may pass, one for each account, the first account's first: any one of them will do.
+    pub fn stacks(&self) -> impl Iterator<Item = &Stack> {
+        self.accounts.iter().map(|account| &account.stack)
+    }
+
+    /// The first account's limit stack.
     pub fn limits(&self) -> Stack {
-        let limits: Vec<Limit> = self.definition.limits.clone();
-        Stack { name: self.name.clone(), limits }
+        self.accounts[0].stack.clone()
+    }
+
+    /// Calls of this weight per second that the rates of all accounts allow together; none where one has no rate.
+    pub fn rate_per_s(&self, weight: Weight) -> Option<f64> {
+        self.stacks().map(|stack| stack.rate_per_s(weight)).sum()
+    }
+
+    /// What a call weighs that asks `models` models and has a body of `bytes` bytes.
+    pub fn weight(&self, models: usize, bytes: usize) -> Weight {
+        Weight {
+            models: u32::try_from(models).unwrap_or(u32::MAX),
+            bytes: bytes as u64,
+            price_micros: (self.tariff().of_call(models) * 1e6).round() as u64,
+        }
     }
 
     /// What becomes of a call that left, and whose answer was never seen.
@@ -160,13 +185,14 @@ impl Provider {
     }
 
     /// How long a throttled reply asks the fleet to pause.
-    pub(crate) fn hold_off(&self, headers: &HeaderMap, body: Option<&Value>, now: Timestamp) -> Duration {
+    pub(crate) fn hold_off(&self, headers: &HeaderMap, body: Option<&Value>, now: Timestamp) -> Pause {
         hold_off::pause(&self.definition.retry_after, self.pause_in_body.as_ref(), headers, body, now)
     }
 
     /// Someone else's words as they may be shown: without the key, on one line, and not too long.
     pub(crate) fn bounded(&self, text: &str) -> String {
-        let text = self.key.as_ref().map_or_else(|| text.to_owned(), |key| key.scrub(text));
+        let keys = self.accounts.iter().filter_map(|account| account.key.as_ref());
+        let text = keys.fold(text.to_owned(), |text, key| key.scrub(&text));
         let words: Vec<&str> =
             text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
         words.join(" ").chars().take(MAX_MESSAGE_CHARS).collect()

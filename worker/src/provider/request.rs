@@ -18,7 +18,7 @@ use reqwest::{
 use url::Url;
 
 use super::{
-    Provider,
+    Account, Provider,
     definition::{AuthKind, ImageForm},
     template::{JsonTemplate, Template, Values},
 };
@@ -68,16 +68,17 @@ pub(super) enum Body {
 }
 
 impl Provider {
-    /// The request that asks `models` of the picture `image` of `job`.
+    /// The requests that ask `models` of the picture `image` of `job`, one for each account: the same body, to be sent
+    /// by one of them.
     ///
     /// # Errors
     /// [`Unaskable`] when no request of the provider can carry such a picture, or a value fits no header.
-    pub async fn request(
+    pub async fn requests(
         &self,
         job: &Job,
         models: &[String],
         image: &Prepared,
-    ) -> Result<PreparedRequest, Unaskable> {
+    ) -> Result<Vec<PreparedRequest>, Unaskable> {
         if self.keyless {
             return Err(Unaskable(format!("provider `{}` was loaded without its key", self.name)));
         }
@@ -98,8 +99,12 @@ impl Provider {
         for (name, template) in &ask.headers {
             headers.insert(name, header(&template.fill(&values), name)?);
         }
-        let url = self.authorise(ask.url(&self.endpoint, &values), &mut headers)?;
-        Ok(PreparedRequest { method: ask.method.clone(), url, headers, body })
+        let of_account = |account: &Account| {
+            let mut headers = headers.clone();
+            let url = self.authorise(account, ask.url(&account.endpoint, &values), &mut headers)?;
+            Ok(PreparedRequest { method: ask.method.clone(), url, headers, body: body.clone() })
+        };
+        self.accounts.iter().map(of_account).collect()
     }
 
     /// The first way of asking that can carry `image` as it is, and the form that it takes there.
@@ -115,8 +120,8 @@ impl Provider {
     }
 
     /// Adds the key. A secret in the URL or in a header is marked, so that it shows in no debug output.
-    fn authorise(&self, mut url: Url, headers: &mut HeaderMap) -> Result<Url, Unaskable> {
-        let Some(key) = &self.key else { return Ok(url) };
+    fn authorise(&self, account: &Account, mut url: Url, headers: &mut HeaderMap) -> Result<Url, Unaskable> {
+        let Some(key) = &account.key else { return Ok(url) };
         let auth = &self.definition.auth;
         let (name, value) = match auth.kind {
             AuthKind::None => return Ok(url),

@@ -79,7 +79,7 @@ fn job(source: Place, models: &[&str]) -> Job {
 
 async fn request(provider: &Provider, models: &[&str], image: Prepared) -> PreparedRequest {
     let job = job(Place::Url("https://x.example/1.jpg".into()), models);
-    provider.request(&job, &job.models, &image).await.unwrap()
+    provider.requests(&job, &job.models, &image).await.unwrap().remove(0)
 }
 
 fn by_url() -> Prepared {
@@ -165,7 +165,8 @@ fn restb_says_005_under_any_status_and_that_is_a_limit() {
     for status in [200, 400, 403, 429, 500] {
         let verdict = judge(&preset("restb"), &reply(status, &[], sample!("restb_throttled")), &["re_logo"]);
         assert_eq!((verdict.class, verdict.charged), (Class::Throttled, false), "{status}");
-        assert_eq!(verdict.hold_off, Some(Duration::from_secs(1)));
+        let pause = Pause { length: Duration::from_secs(1), said: false };
+        assert_eq!(verdict.hold_off, Some(pause));
         assert!(verdict.message.contains("005: API rate limit exceeded"), "{}", verdict.message);
     }
 }
@@ -230,7 +231,10 @@ fn openai_answers_refusals_limits_and_a_spent_budget_are_told_apart() {
     assert_eq!(refused.class, Class::Rejected);
     assert!(refused.message.contains("I can't help with that."));
     let throttled = judge(429, &[("x-ratelimit-reset-requests", "1m2s")], sample!("openai_throttled"));
-    assert_eq!((throttled.class, throttled.hold_off), (Class::Throttled, Some(Duration::from_secs(62))));
+    assert_eq!(
+        (throttled.class, throttled.hold_off),
+        (Class::Throttled, Some(Pause { length: Duration::from_secs(62), said: true }))
+    );
     assert_eq!(judge(429, &[], sample!("openai_no_budget")).class, Class::Unauthorized);
     let bad_key = judge(401, &[], sample!("openai_bad_key"));
     assert_eq!(bad_key.class, Class::Unauthorized);
@@ -430,14 +434,14 @@ async fn a_role_that_makes_no_calls_needs_no_key_and_can_make_none() {
         Arc::clone(Catalog::load_without_keys(&settings, Path::new(".")).unwrap().get("restb").unwrap());
     assert_eq!(restb.models_per_call(), 6);
     let job = job(Place::Url("https://x.example/1.jpg".into()), &["re_logo"]);
-    let why = restb.request(&job, &job.models, &by_url()).await.unwrap_err();
+    let why = restb.requests(&job, &job.models, &by_url()).await.map(drop).unwrap_err();
     assert!(why.to_string().contains("without its key"), "{why}");
 }
 
 #[test]
 fn a_bearer_key_may_be_missing_because_servers_of_your_own_need_none() {
     let source = Source { env: &|_| None, folder: Path::new(".") };
-    assert!(Provider::load("openai", &Document::empty("t"), source).unwrap().key.is_none());
+    assert!(Provider::load("openai", &Document::empty("t"), source).unwrap().accounts[0].key.is_none());
 }
 
 #[test]

@@ -91,7 +91,10 @@ impl RedisLimiter {
                 Reply::Decided(decided) => return Ok(self.learn(stack, *decided, lead_us).await),
             }
         }
-        Err(LimiterError::Away(format!("the terms of stack `{}` change faster than they can be read", stack.name)))
+        Err(LimiterError::Away(format!(
+            "the terms of stack `{}` change faster than they can be read",
+            stack.name
+        )))
     }
 
     async fn ask(
@@ -112,13 +115,21 @@ impl RedisLimiter {
         let counts = wire.knowledge.counts(&stack.name);
         let now_us = wire.clock.server_us(Instant::now()).unwrap_or_else(system_us);
         let rules = judge::rules(&in_force, now_us, &counts)?;
-        let calls = if terms.paused.is_some() { &[] } else { &order.calls[..order.calls.len().min(MAX_CALLS)] };
+        let calls =
+            if terms.paused.is_some() { &[] } else { &order.calls[..order.calls.len().min(MAX_CALLS)] };
         calls.iter().try_for_each(|call| judge::fits(&in_force, *call))?;
         let calls: Vec<Vec<u64>> = calls.iter().map(|call| judge::costs(&in_force, *call)).collect();
         let lead_us = wire.clock.lead_us() + order.lead.as_micros() as u64;
         let jitter_us = order.jitter.map_or(0, |jitter| jitter.as_micros() as u64);
-        let question =
-            Question { stack: &stack.name, rules: &rules, calls: &calls, rev: terms.rev, lead_us, jitter_us, doubt };
+        let question = Question {
+            stack: &stack.name,
+            rules: &rules,
+            calls: &calls,
+            rev: terms.rev,
+            lead_us,
+            jitter_us,
+            doubt,
+        };
         let (reply, observed) = wire.reserve(&question).await?;
         Ok((reply, observed, lead_us))
     }
@@ -157,7 +168,9 @@ impl RedisLimiter {
             Ok(Amended::Overtaken(terms)) => {
                 knowledge.adopt(&stack.name, terms);
             }
-            Err(Away(why)) => tracing::debug!(limiter.stack = stack.name, redis.why = %why, "jitter not adapted"),
+            Err(Away(why)) => {
+                tracing::debug!(limiter.stack = stack.name, redis.why = %why, "jitter not adapted")
+            }
         }
     }
 
@@ -221,8 +234,10 @@ impl RateLimiter for RedisLimiter {
 
     async fn refund(&self, stack: &Stack, call: Weight) -> Result<(), LimiterError> {
         let quotas = stack.limits.iter().filter(|limit| matches!(limit.kind(), Kind::Quota(_)));
-        let costs: Vec<(&str, u64)> =
-            quotas.map(|limit| (limit.name.as_str(), call.micros(limit.unit))).filter(|(_, cost)| *cost > 0).collect();
+        let costs: Vec<(&str, u64)> = quotas
+            .map(|limit| (limit.name.as_str(), call.micros(limit.unit)))
+            .filter(|(_, cost)| *cost > 0)
+            .collect();
         if costs.is_empty() {
             return Ok(());
         }
@@ -261,7 +276,8 @@ impl RateLimiter for RedisLimiter {
         wanted: u32,
         had: u32,
     ) -> Result<Share, LimiterError> {
-        let Shared { calls, until, contended } = self.wire.share(&stack.name, limit, held, wanted, had).await?;
+        let Shared { calls, until, contended } =
+            self.wire.share(&stack.name, limit, held, wanted, had).await?;
         Ok(Share { calls, until, contended })
     }
 
@@ -282,10 +298,9 @@ impl RateLimiter for RedisLimiter {
     async fn amend(&self, stack: &Stack, amendment: &Amendment) -> Result<Terms, LimiterError> {
         let mut terms = self.terms(&stack.name).await?;
         for _ in 0..MOST_QUESTIONS {
-            terms.check(stack, amendment).map_err(|judge::Problem(why)| LimiterError::Impossible {
-                stack: stack.name.clone(),
-                why,
-            })?;
+            terms
+                .check(stack, amendment)
+                .map_err(|judge::Problem(why)| LimiterError::Impossible { stack: stack.name.clone(), why })?;
             let spent = self.spent(stack, &amendment.change)?;
             let amended = terms.amended(amendment);
             let spent = spent.as_ref().map(|(limit, count)| (limit, *count));
@@ -318,7 +333,10 @@ impl RateLimiter for RedisLimiter {
     async fn standing(&self, stack: &Stack) -> Result<Standing, LimiterError> {
         let (now_us, fields) = self.wire.hash(&stack.name).await?;
         let number = |name: &str| fields.get(name).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-        let stored = Terms { rev: number("rev"), ..fields.get("terms").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default() };
+        let stored = Terms {
+            rev: number("rev"),
+            ..fields.get("terms").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+        };
         self.wire.knowledge.adopt(&stack.name, stored.clone());
         let in_force = stored.applied(stack);
         let used = |limit: &Limit| read_used(limit, fields.get(&format!("l:{}", limit.name))?, now_us);

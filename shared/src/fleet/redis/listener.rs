@@ -68,7 +68,8 @@ impl Wire {
 
     /// One word, and what it is about. Anything else is of a later release, and none of ours.
     async fn hear(&self, message: &Msg) {
-        let Some((word, rest)) = std::str::from_utf8(message.get_payload_bytes()).ok().and_then(|text| text.split_once(' '))
+        let Some((word, rest)) =
+            std::str::from_utf8(message.get_payload_bytes()).ok().and_then(|text| text.split_once(' '))
         else {
             return;
         };

@@ -38,7 +38,9 @@ impl FromRedisValue for Reply {
             return Err(format!("the limiter's script answered {value:?}").into());
         };
         let mut items = items.into_iter();
-        let mut next = || items.next().ok_or_else(|| ParsingError::from("the limiter's script said too little".to_owned()));
+        let mut next = || {
+            items.next().ok_or_else(|| ParsingError::from("the limiter's script said too little".to_owned()))
+        };
         let mut number = || from_redis_value::<i64>(next()?).map(|number| u64::try_from(number).unwrap_or(0));
         match number()? {
             0 => {}

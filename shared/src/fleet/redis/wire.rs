@@ -236,7 +236,8 @@ impl Wire {
     ) -> Result<Amended, Away> {
         let mut script = self.link.scripts.amend.key(self.key(stack));
         script.key(self.history_key(stack));
-        let kept = if matches!(amendment.change, Change::Jitter { .. }) { String::new() } else { json(amendment) };
+        let kept =
+            if matches!(amendment.change, Change::Jitter { .. }) { String::new() } else { json(amendment) };
         script.arg(terms.rev - 1).arg(terms.rev).arg(json(terms)).arg(kept);
         script.arg(KEEP_TERMS.as_millis() as u64).arg(self.channel()).arg(stack);
         if let Some((limit, Count { start_us, end_us, used, next })) = spent {
@@ -292,7 +293,8 @@ impl Wire {
         ask.cmd("TIME").cmd("HGETALL").arg(self.key(stack));
         let work = move |mut connection: MultiplexedConnection| async move {
             let sent = Instant::now();
-            let ((s, us), fields): ((u64, u64), HashMap<String, String>) = ask.query_async(&mut connection).await?;
+            let ((s, us), fields): ((u64, u64), HashMap<String, String>) =
+                ask.query_async(&mut connection).await?;
             Ok((sent, Instant::now(), s * 1_000_000 + us, fields))
         };
         let (sent, received, now_us, fields) = self.link.exchange(work).await?;

@@ -1,0 +1,136 @@
+//! Leaving: from a call that is ready to the moment at which it may go, and what its answer tells the fleet.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use pixfleet_shared::{
+    job::Job,
+    judge::{Lateness, lateness},
+    limiter::{HoldOff, Kind, Slot, Stack, Weight},
+    telemetry::ProviderLabel,
+};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, warn};
+
+use crate::{
+    classify::{Class, Verdict},
+    conclude::{Ending, fleet_pause},
+    crew::{AccountState, Crew, Serving},
+    slots::{Granted, Leave},
+    step::{Early, uncalled},
+};
+
+/// Time for something to be said to the fleet.
+const SAID_WITHIN: Duration = Duration::from_secs(5);
+/// What the limiter's answer may take when a late slot is mended.
+const MENDING_MARGIN_US: u64 = 10_000;
+/// Where other providers go on, a job of a parked one comes back at the latest after this time.
+const LONGEST_PARKED: Duration = Duration::from_secs(600);
+/// Between two calls where no rate is given.
+const NO_RATE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Waits for the right to leave, and for its moment. A slot that is reached too late, or in a hold-off, is forfeited.
+pub(crate) async fn wait(crew: &Crew, serving: &Serving, job: &Job, bytes: usize) -> Result<Leave, Early> {
+    let label = ProviderLabel { provider: job.provider.clone() };
+    let weight = serving.provider.weight(job.models.len(), bytes);
+    let since = Instant::now();
+    loop {
+        let granted = tokio::select! {
+            granted = serving.desk.leave(weight) => granted,
+            () = crew.stopping.cancelled() => Ok(None),
+        };
+        // Heavier than the limits ever give at once: waiting would not help it.
+        let granted =
+            granted.map_err(|error| uncalled(crew, serving, job, Class::Rejected, &error.to_string()))?;
+        let leave = match granted {
+            None => return Err(Box::new(Ending::release(job, Duration::ZERO))),
+            Some(Granted::Parked { until, why }) => {
+                crew.park(&job.provider, until, &why);
+                // With all providers parked no job is taken from the queue any more, and this one waits at its end.
+                let after = match crew.parked_until() {
+                    Some(_) => Duration::ZERO,
+                    None => until.saturating_duration_since(Instant::now()).min(LONGEST_PARKED),
+                };
+                return Err(Box::new(Ending::release(job, after)));
+            }
+            Some(Granted::Leave(leave)) => leave,
+        };
+        crew.unpark(&job.provider);
+        sleep_until(leave.slot.at).await;
+        let stack = &serving.accounts[leave.account].stack;
+        let held = crew.engines.limiter.held_until(stack).is_some_and(|until| until > Instant::now());
+        if !held && in_time(crew, stack, leave.slot, &label).await {
+            crew.board.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
+            return Ok(leave);
+        }
+        debug!(late_us = late_us(leave.slot), held, "slot forfeited");
+        crew.board.metrics.slots_forfeited.get_or_create(&label).inc();
+        give_back(crew, stack, leave.slot, weight).await;
+    }
+}
+
+/// What a forfeited slot took from the quotas goes back; and where it was the probe, another call has to be.
+async fn give_back(crew: &Crew, stack: &Stack, slot: Slot, weight: Weight) {
+    let limiter = &crew.engines.limiter;
+    if stack.limits.iter().any(|limit| matches!(limit.kind(), Kind::Quota(_))) {
+        said(limiter.refund(stack, weight)).await;
+    }
+    if slot.probe {
+        said(limiter.hold_off(stack, HoldOff { pause: Duration::ZERO, probe: true, crowded: false })).await;
+    }
+}
+
+/// Whether a call may still leave at this slot; where it is late, what is booked after it makes room first.
+async fn in_time(crew: &Crew, stack: &Stack, slot: Slot, label: &ProviderLabel) -> bool {
+    let Lateness { free_us, mended_us, forfeit_us } = lateness(&crew.engines.limiter.in_force(stack));
+    let late = late_us(slot);
+    if late <= free_us {
+        return true;
+    }
+    let told_by = late + MENDING_MARGIN_US;
+    if told_by > mended_us || told_by - free_us >= forfeit_us {
+        return false;
+    }
+    let by = Duration::from_micros(told_by - free_us);
+    let told = timeout(by, crew.engines.limiter.late(stack, by)).await;
+    let in_time = matches!(told, Ok(Ok(()))) && late_us(slot) <= told_by;
+    if in_time {
+        crew.board.metrics.slots_mended.get_or_create(label).inc();
+    }
+    in_time
+}
+
+fn late_us(slot: Slot) -> u64 {
+    Instant::now().saturating_duration_since(slot.at).as_micros() as u64
+}
+
+/// Tells the fleet what a call's answer says of the limits: a pause, or that a probe went well.
+pub(crate) async fn tell(crew: &Crew, account: &AccountState, verdict: &Verdict, probe: bool) {
+    let AccountState { stack, throttled, .. } = account;
+    let in_a_row = match verdict.class {
+        Class::Throttled => throttled.fetch_add(1, Ordering::Relaxed) + 1,
+        // Nobody knows what it would have said.
+        Class::Ambiguous => throttled.load(Ordering::Relaxed),
+        Class::Ok | Class::Transient | Class::Rejected | Class::Unauthorized => {
+            throttled.store(0, Ordering::Relaxed);
+            0
+        }
+    };
+    let rate = crew.engines.limiter.in_force(stack).rate_per_s(Weight::of_models(1));
+    let interval = rate.map_or(NO_RATE_INTERVAL, |rate| Duration::from_secs_f64(1.0 / rate));
+    let refused = Duration::from_millis(crew.config.refused_ms);
+    if let Some(hold_off) = fleet_pause(verdict, refused, in_a_row, interval) {
+        crew.board.metrics.hold_offs.get_or_create(&account.label()).inc();
+        said(crew.engines.limiter.hold_off(stack, hold_off)).await;
+    } else if probe {
+        said(crew.engines.limiter.answered(stack)).await;
+    }
+}
+
+/// Says something to the fleet, within a bound. What fails holds for this worker only.
+async fn said<E: std::fmt::Display>(saying: impl Future<Output = Result<(), E>>) {
+    match timeout(SAID_WITHIN, saying).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!(%error, "the fleet could not be told"),
+        Err(_) => warn!("the fleet could not be told in time"),
+    }
+}
