@@ -3,10 +3,11 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     jitter::{self, Seen},
@@ -32,6 +33,8 @@ struct Known {
     in_force: Option<(Stack, Arc<Stack>)>,
     counts: BTreeMap<String, Count>,
     measured_us: u64,
+    /// When it was last asked for beside the calls.
+    asked: Option<Instant>,
 }
 
 impl Default for Knowledge {
@@ -107,6 +110,17 @@ impl Knowledge {
     /// The largest jitter that a process of the fleet measured lately, in microseconds.
     pub(crate) fn measured_us(&self, stack: &str) -> Option<u64> {
         self.lock().get(stack).map(|known| known.measured_us).filter(|us| *us > 0)
+    }
+
+    /// Whether the stack was not asked for within `every`; from now on it was.
+    pub(crate) fn is_due(&self, stack: &str, every: Duration) -> bool {
+        let mut stacks = self.lock();
+        let Some(known) = room_for(&mut stacks, stack) else { return false };
+        let due = known.asked.is_none_or(|asked| asked.elapsed() >= every);
+        if due {
+            known.asked = Some(Instant::now());
+        }
+        due
     }
 
     /// The amendment by which the fleet adapts the jitter of `stack`, and the terms after it, where that is due.

@@ -12,9 +12,13 @@ use std::{
 
 use pixfleet_sandbox::{Running, Sandbox};
 use pixfleet_shared::{
-    fleet::rabbit::{Config, RabbitQueue},
+    fleet::{
+        rabbit::{Config, RabbitQueue},
+        redis::{self, Redis},
+    },
     id::Id,
     job::{Image, Job, Source},
+    limiter::RateLimiter,
     queue::{Filter, From, Queue, Subscriber, Subscription},
     result::{Announcement, ImageResult},
 };
@@ -58,6 +62,8 @@ impl Fleet {
         let sandbox = Sandbox::start(listener, settings).unwrap();
         let rabbitmq_url = servers::fresh_rabbitmq_url();
         let folder = TempDir::new().unwrap();
+        // A further provider's endpoint is not known to whoever writes its table.
+        let provider = provider.replace("${sandbox}", &sandbox.url());
         let toml = format!(
             "{worker}\n[providers.sandbox]\npreset = \"generic\"\nendpoint = \"{}\"\n{provider}\n",
             sandbox.url()
@@ -85,6 +91,15 @@ impl Fleet {
             false => command.env("PIXFLEET_REDIS_URL", servers::redis_url()),
         };
         command
+    }
+
+    /// A client of the fleet's limiter, as an operator has one.
+    pub async fn limiter(&self) -> Arc<dyn RateLimiter> {
+        let namespace = self.namespace.clone();
+        let config = redis::Config { url: servers::redis_url(), namespace, ..redis::Config::default() };
+        let engine = Redis::start(&config).unwrap();
+        engine.ready(PATIENCE).await.unwrap();
+        engine.limiter()
     }
 
     /// Starts a worker process and returns its number. It works as soon as its servers answer.

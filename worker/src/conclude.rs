@@ -88,10 +88,10 @@ pub(crate) fn fleet_pause(
 /// How the job ends after a call with this verdict.
 pub(crate) fn conclude(mut job: Job, call: &Call, verdict: Verdict, policy: &Policy<'_>) -> Ending {
     match verdict.class {
+        // The hold-off keeps it at the desk.
         Class::Throttled => {
             job.throttled += 1;
-            let pause = verdict.hold_off.map_or(THROTTLED_PAUSE, |pause| pause.length);
-            Ending::Release { job: Box::new(job), after: pause }
+            Ending::Release { job: Box::new(job), after: Duration::ZERO }
         }
         Class::Unauthorized => Ending::Release { job: Box::new(job), after: policy.refused },
         Class::Ambiguous => {

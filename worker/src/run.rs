@@ -148,7 +148,10 @@ async fn parked(
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return false,
-            Some(ended) = jobs.join_next() => report.count(ended),
+            Some(ended) = jobs.join_next() => {
+                report.count(ended);
+                crew.board.metrics.in_hand.set(jobs.len() as i64);
+            }
             () = sleep_until(until) => break,
             changed = changes.changed() => if changed.is_err() { return false } else { break },
         }

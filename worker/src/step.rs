@@ -27,6 +27,8 @@ use crate::{
     provider::PreparedRequest,
 };
 
+/// So many 429s in a row send a job back to the queue: others may have better luck.
+const MOST_THROTTLED: usize = 10;
 /// Pause between two questions to a ledger that is away.
 const LEDGER_PAUSE: Duration = Duration::from_millis(200);
 
@@ -70,7 +72,7 @@ pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
 pub(crate) type Early = Box<Ending>;
 
 /// From a job to its ending.
-async fn line(crew: &Crew, job: Job) -> Result<Ending, Early> {
+async fn line(crew: &Crew, mut job: Job) -> Result<Ending, Early> {
     if begun(crew, &job).await? == Begun::Settled {
         crew.board.metrics.already_settled.inc();
         debug!("already settled: nothing is spent");
@@ -82,18 +84,35 @@ async fn line(crew: &Crew, job: Job) -> Result<Ending, Early> {
     let requests = requests(crew, serving, &job, &picture).await?;
     drop(picture);
     let prepared = since.elapsed();
-    let room = room(crew, serving, &job).await?;
-    let leave = departure::wait(crew, serving, &job, requests[0].body.len()).await?;
+    for _ in 0..MOST_THROTTLED {
+        let (outcome, verdict) = one_call(crew, serving, &job, &requests).await?;
+        crew.recent.record(prepared + outcome.duration);
+        if verdict.class != Class::Throttled {
+            let facts = facts(crew, serving, &job, &outcome);
+            return Ok(conclude(job, &facts, verdict, &policy(crew, serving)));
+        }
+        // Nothing counted: it waits for another slot, behind the hold-off, with all that it has ready.
+        job.throttled += 1;
+    }
+    Ok(Ending::release(&job, Duration::ZERO))
+}
+
+/// One call: its slot, its request, and what its answer means and tells the fleet.
+async fn one_call(
+    crew: &Crew,
+    serving: &Serving,
+    job: &Job,
+    requests: &[PreparedRequest],
+) -> Result<(CallOutcome, Verdict), Early> {
+    let room = room(crew, serving, job).await?;
+    let leave = departure::wait(crew, serving, job, requests[0].body.len()).await?;
     let account = &serving.accounts[leave.account];
     let outcome = call(crew, serving, &requests[leave.account]).await;
     drop((room, leave.room));
-    crew.recent.record(prepared + outcome.duration);
     let verdict = classify(&serving.provider, &outcome, &job.models, Timestamp::now());
-    count(crew, serving, &job, &outcome, &verdict);
-    let policy = policy(crew, serving);
+    count(crew, serving, job, &outcome, &verdict);
     departure::tell(crew, account, &verdict, leave.slot.probe).await;
-    let facts = facts(crew, serving, &job, &outcome);
-    Ok(conclude(job, &facts, verdict, &policy))
+    Ok((outcome, verdict))
 }
 
 /// Asks the ledger until it answers. Without it nothing may be spent: the job waits, until the worker stops.

@@ -72,6 +72,12 @@ impl HoldOffs {
         }
     }
 
+    /// Whether `stack` matters here, and no hold-off of it ended within `since` or is to end.
+    pub(super) fn is_quiet(&self, stack: &str, since: Duration) -> bool {
+        let held = |held: &Held| held.until + since > Instant::now();
+        self.lock().get(stack).is_some_and(|known| !known.as_ref().is_some_and(held))
+    }
+
     /// The hold-off of `stack`, unless it is over.
     pub(super) fn get(&self, stack: &str) -> Option<Held> {
         let held = (*self.lock().get(stack)?)?;

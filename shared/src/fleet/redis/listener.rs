@@ -122,14 +122,20 @@ impl Wire {
             self.remember(&stack).await?;
         }
         for stack in &stacks {
-            let (_, fields) = self.hash(stack).await?;
-            if let Some(server_us) = fields.get("nb").and_then(|text| text.parse().ok()) {
-                self.note(stack, server_us, 0);
-            }
-            let terms = self.terms(stack).await?;
-            self.knowledge.adopt(stack, terms);
+            self.catch_up_with(stack).await?;
         }
         self.knowledge.announce();
+        Ok(())
+    }
+
+    /// Reads hold-off and terms of one stack.
+    pub(super) async fn catch_up_with(&self, stack: &str) -> Result<(), Away> {
+        let (_, fields) = self.hash(stack).await?;
+        if let Some(server_us) = fields.get("nb").and_then(|text| text.parse().ok()) {
+            self.note(stack, server_us, 0);
+        }
+        let terms = self.terms(stack).await?;
+        self.knowledge.adopt(stack, terms);
         Ok(())
     }
 }
