@@ -137,7 +137,7 @@ impl Serving {
                 |limit| Room::open(stack, limit, engines.limiter.clone(), free.clone(), tasks, stop.clone());
             let rooms = stack.in_flight().map(room).collect();
             let way: Way = Arc::new(|| (Duration::ZERO, None));
-            Exit { stack: stack.clone(), rooms, way }
+            Exit { stack: stack.clone(), rooms, way, safe_rate: provider.definition().safe_rate }
         };
         let exits = provider.stacks().map(exit).collect();
         let desk = Desk::open(exits, free.clone(), engines.limiter.clone(), tasks, stop.clone());

@@ -7,7 +7,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use pixfleet_shared::{
-    judge,
+    gcra, judge,
     limiter::{LimiterError, Order, RateLimiter, Reservation, Slot, Stack, Wait, Weight, Why},
 };
 use tokio::{
@@ -30,6 +30,8 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where nothing can leave for longer than this, jobs are not kept waiting: they go back, and come again then.
 const PARKED_FROM: Duration = Duration::from_secs(60);
+/// So long the limiter has to be away before a safe rate begins: by then every slot that was booked is over.
+const SAFE_AFTER: Duration = Duration::from_micros(gcra::HORIZON_US + gcra::CLOCK_STEP_US);
 /// After a change everybody asks at once, but not in the same moment.
 const SPREAD: Duration = Duration::from_millis(5);
 
@@ -39,6 +41,8 @@ pub(crate) struct Exit {
     pub(crate) rooms: Vec<Room>,
     /// How long before its slot a call has to leave, and how far arrivals stray.
     pub(crate) way: Way,
+    /// Calls a second that this process may make while the limiter is away.
+    pub(crate) safe_rate: Option<f64>,
 }
 
 /// What is known of the way to an account's endpoint: the lead, and the jitter where it is measured.
@@ -97,6 +101,7 @@ impl Desk {
             inbox,
             waiting: VecDeque::new(),
             failures: 0,
+            away: None,
         };
         tasks.spawn(async move {
             tokio::select! {
@@ -143,6 +148,13 @@ struct Clerk {
     inbox: mpsc::Receiver<Ask>,
     waiting: VecDeque<Ask>,
     failures: u32,
+    /// Since when the limiter is away, and when the next call may leave without it.
+    away: Option<Away>,
+}
+
+struct Away {
+    since: Instant,
+    next: Instant,
 }
 
 impl Clerk {
@@ -216,15 +228,13 @@ impl Clerk {
                     info!(stack = stack.name, "the rate limiter is back");
                 }
                 self.failures = 0;
+                self.away = None;
                 self.hand_out(exit, reservation, room);
             }
-            Ok(Err(error)) => {
-                drop(room);
-                self.refused(exit, error).await;
-            }
+            Ok(Err(error)) => self.refused(exit, error, room).await,
             Err(_) => {
-                drop(room);
-                self.refused(exit, LimiterError::Away("no answer in time".to_owned())).await;
+                let error = LimiterError::Away("no answer in time".to_owned());
+                self.refused(exit, error, room).await;
             }
         }
     }
@@ -283,8 +293,8 @@ impl Clerk {
         }
     }
 
-    /// Fail closed: nothing leaves without a slot, and the jobs keep waiting.
-    async fn refused(&mut self, exit: usize, error: LimiterError) {
+    /// Fail closed: nothing leaves without a slot, and the jobs keep waiting. With a safe rate some do.
+    async fn refused(&mut self, exit: usize, error: LimiterError, room: Vec<Vec<Permit>>) {
         self.failures += 1;
         let stack = &self.exits[exit].stack.name;
         match &error {
@@ -294,7 +304,25 @@ impl Clerk {
             LimiterError::Away(_) if self.failures == 1 => warn!(%error, stack, "waiting"),
             LimiterError::Away(_) => {}
         }
+        if matches!(error, LimiterError::Away(_)) && self.leave_safely(exit, room).await {
+            return;
+        }
         let pause = Duration::from_millis(50).saturating_mul(1 << self.failures.min(6));
         sleep(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
+    }
+
+    /// One call leaves at the safe rate, once every slot that the limiter booked is over. Whether one may.
+    async fn leave_safely(&mut self, exit: usize, room: Vec<Vec<Permit>>) -> bool {
+        let now = Instant::now();
+        let away = self.away.get_or_insert(Away { since: now, next: now });
+        let Exit { stack, safe_rate: Some(rate), .. } = &self.exits[exit] else { return false };
+        if away.since.elapsed() < SAFE_AFTER || self.limiter.held_until(stack).is_some() {
+            return false;
+        }
+        let at = away.next.max(now);
+        away.next = at + Duration::from_secs_f64(1.0 / rate);
+        self.hand_out(exit, Reservation::Slots(vec![Slot { at, probe: false }]), room);
+        sleep_until(at).await;
+        true
     }
 }

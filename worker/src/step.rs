@@ -31,6 +31,8 @@ use crate::{
 const MOST_THROTTLED: usize = 10;
 /// Pause between two questions to a ledger that is away.
 const LEDGER_PAUSE: Duration = Duration::from_millis(200);
+/// With a safe rate: how long a job waits for the ledger.
+const LEDGER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How a delivery was settled: the verb, for metrics and the drain's report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,12 +75,12 @@ pub(crate) type Early = Box<Ending>;
 
 /// From a job to its ending.
 async fn line(crew: &Crew, mut job: Job) -> Result<Ending, Early> {
-    if begun(crew, &job).await? == Begun::Settled {
+    let serving = serving(crew, &job)?;
+    if begun(crew, serving, &job).await? == Begun::Settled {
         crew.board.metrics.already_settled.inc();
         debug!("already settled: nothing is spent");
         return Ok(Ending::Complete(Vec::new()));
     }
-    let serving = serving(crew, &job)?;
     let since = Instant::now();
     let picture = picture(crew, serving, &job).await?;
     let requests = requests(crew, serving, &job, &picture).await?;
@@ -115,12 +117,17 @@ async fn one_call(
     Ok((outcome, verdict))
 }
 
-/// Asks the ledger until it answers. Without it nothing may be spent: the job waits, until the worker stops.
-async fn begun(crew: &Crew, job: &Job) -> Result<Begun, Early> {
+/// Asks the ledger until it answers. Without it nothing may be spent: the job waits, until the worker stops. Whoever gave a
+/// safe rate prefers to go on.
+async fn begun(crew: &Crew, serving: &Serving, job: &Job) -> Result<Begun, Early> {
+    let since = Instant::now();
     loop {
         match crew.engines.ledger.begin(job.id).await {
             Ok(begun) => return Ok(begun),
             Err(error) => debug!(%error, "waiting for the ledger"),
+        }
+        if serving.provider.definition().safe_rate.is_some() && since.elapsed() > LEDGER_PATIENCE {
+            return Ok(Begun::Fresh);
         }
         tokio::select! {
             () = sleep(LEDGER_PAUSE) => {}

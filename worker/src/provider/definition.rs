@@ -77,6 +77,12 @@ pub struct Definition {
     /// give the same. Default: the provider's name.
     #[serde(default)]
     pub stack: Option<String>,
+    /// Calls a second that each worker may go on to make while the limiter can't be reached: its part of the limit by your
+    /// own reckoning (the limit, divided by the most workers that there will be, less a fifth). Quotas are not counted
+    /// meanwhile, and a job that is delivered twice may be paid for twice. Default: none, so nothing leaves.
+    #[serde(default)]
+    #[schemars(range(min = 0.001, max = 100_000.0))]
+    pub safe_rate: Option<f64>,
     /// Several accounts, each with a limit stack of its own: a call goes by the one that is free first. Default: one, which
     /// is what `auth`, `endpoint` and `limits` say.
     #[serde(default)]
