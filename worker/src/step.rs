@@ -15,11 +15,12 @@ use pixfleet_shared::{
 };
 use tokio::{
     sync::SemaphorePermit,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    alarm,
     classify::{Class, Verdict, classify},
     client::CallOutcome,
     conclude::{Ending, MENDING_PAUSE, Policy, conclude, conclude_uncalled, fleet_pause},
@@ -188,7 +189,7 @@ async fn slot(crew: &Crew, serving: &Serving, job: &Job) -> Result<(), Early> {
         let booked =
             booked.map_err(|error| uncalled(crew, serving, job, Class::Rejected, &error.to_string()))?;
         let Some(slot) = booked else { return Err(Box::new(Ending::release(job, Duration::ZERO))) };
-        sleep_until(slot.at).await;
+        alarm::sleep_until(slot.at).await;
         let held =
             crew.engines.limiter.held_until(&serving.stack).is_some_and(|until| until > Instant::now());
         if !held && in_time(crew, serving, slot, &label).await {

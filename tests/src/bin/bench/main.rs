@@ -15,6 +15,7 @@ mod limited;
 mod measured;
 mod memory;
 mod running;
+mod waiting;
 
 use serde_json::{Value, json};
 
@@ -39,7 +40,8 @@ impl Figure {
     }
 }
 
-const PARTS: [&str; 9] = ["run", "start", "resume", "crash", "demo", "limit", "enqueue", "memory", "kill"];
+const PARTS: [&str; 10] =
+    ["run", "start", "resume", "crash", "wait", "demo", "limit", "enqueue", "memory", "kill"];
 
 #[tokio::main]
 async fn main() {
@@ -58,6 +60,7 @@ async fn main() {
             "start" => first_call::start().await,
             "resume" => first_call::resume().await,
             "crash" => crash::measure().await,
+            "wait" => waiting::measure().await,
             "demo" => demo::measure().await,
             "limit" => limited::measure().await,
             "enqueue" => enqueueing::measure().await,
