@@ -11,7 +11,7 @@ use pixfleet_shared::{
     limiter::Slot,
     queue::{Delivery, QueueError, Unsettled},
     result::Call,
-    telemetry::{CallLabels, ProviderLabel, ResultLabels, SettleLabel},
+    telemetry::{CallLabels, ConnectionLabels, ProviderLabel, ResultLabels, SettleLabel},
 };
 use tokio::{
     sync::SemaphorePermit,
@@ -22,7 +22,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     alarm,
     classify::{Class, Verdict, classify},
-    client::CallOutcome,
+    client::{CallOutcome, Sent, Way},
     conclude::{Ending, MENDING_PAUSE, Policy, conclude, conclude_uncalled, fleet_pause},
     crew::{Crew, Serving},
     image::Prepared,
@@ -89,8 +89,8 @@ async fn line(crew: &Crew, job: Job) -> Result<Ending, Early> {
     drop(picture);
     let prepared = since.elapsed();
     let room = room(crew, serving, &job).await?;
-    slot(crew, serving, &job).await?;
-    let outcome = call(crew, serving, &request).await;
+    let leave = slot(crew, serving, &job, &request).await?;
+    let outcome = call(crew, serving, &request, leave).await;
     drop(room);
     crew.recent.record(prepared + outcome.duration);
     let verdict = classify(&serving.provider, &outcome, &job.models, Timestamp::now());
@@ -176,8 +176,18 @@ async fn room<'a>(
     }
 }
 
+/// A slot whose moment has come.
+struct Leave {
+    /// The way to leave on.
+    way: Way,
+    /// The moment that was aimed at.
+    at: Instant,
+}
+
 /// Waits for a slot and for its moment. A slot that is reached too late, or in a hold-off, is forfeited.
-async fn slot(crew: &Crew, serving: &Serving, job: &Job) -> Result<(), Early> {
+async fn slot(crew: &Crew, serving: &Serving, job: &Job, request: &PreparedRequest) -> Result<Leave, Early> {
+    // A slot is not spent on opening the first connection.
+    serving.client.ready(&request.url).await;
     let label = ProviderLabel { provider: job.provider.clone() };
     let since = Instant::now();
     loop {
@@ -189,12 +199,14 @@ async fn slot(crew: &Crew, serving: &Serving, job: &Job) -> Result<(), Early> {
         let booked =
             booked.map_err(|error| uncalled(crew, serving, job, Class::Rejected, &error.to_string()))?;
         let Some(slot) = booked else { return Err(Box::new(Ending::release(job, Duration::ZERO))) };
+        alarm::sleep_until(slot.at - serving.client.lead()).await;
+        let way = serving.client.warm(&request.url);
         alarm::sleep_until(slot.at).await;
         let held =
             crew.engines.limiter.held_until(&serving.stack).is_some_and(|until| until > Instant::now());
         if !held && in_time(crew, serving, slot, &label).await {
             crew.board.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
-            return Ok(());
+            return Ok(Leave { way, at: slot.at });
         }
         debug!(late_us = late_us(slot), held, "slot forfeited");
         crew.board.metrics.slots_forfeited.get_or_create(&label).inc();
@@ -225,10 +237,18 @@ fn late_us(slot: Slot) -> u64 {
     Instant::now().saturating_duration_since(slot.at).as_micros() as u64
 }
 
-async fn call(crew: &Crew, serving: &Serving, request: &PreparedRequest) -> CallOutcome {
-    crew.board.metrics.in_flight.inc();
-    let outcome = serving.client.send(request).await;
-    crew.board.metrics.in_flight.dec();
+async fn call(crew: &Crew, serving: &Serving, request: &PreparedRequest, leave: Leave) -> CallOutcome {
+    let metrics = &crew.board.metrics;
+    metrics.in_flight.inc();
+    let Sent { outcome, lateness, opened } = leave.way.send(request, Some(leave.at.into_std())).await;
+    metrics.in_flight.dec();
+    let provider = serving.provider.name().to_owned();
+    let label = ConnectionLabels { provider: provider.clone(), opened: opened.as_str() };
+    metrics.connections.get_or_create(&label).inc();
+    if let Some(lateness) = lateness {
+        let label = ProviderLabel { provider };
+        metrics.departure_lateness.get_or_create(&label).observe(lateness.as_secs_f64());
+    }
     outcome
 }
 
