@@ -37,7 +37,7 @@ pub use stash::Opened;
 pub use transport::Transport;
 pub use way::{Sent, Way};
 
-use crate::{image::BadConfig, provider::PreparedRequest};
+use crate::{arrival::Arrival, image::BadConfig, provider::PreparedRequest};
 
 /// Taken for the time that it takes to open a connection until one was opened.
 const FIRST_OPENING_US: u64 = 250_000;
@@ -110,6 +110,7 @@ pub struct Client(Arc<Retained>);
 struct Retained {
     transport: Transport,
     making: Making,
+    arrival: Arrival,
     current: ArcSwap<Aged>,
     /// How long it took lately to open a connection, in microseconds.
     opening_us: AtomicU64,
@@ -165,10 +166,16 @@ impl Client {
         Ok(Self(Arc::new(Retained {
             transport: transport.clone(),
             making,
+            arrival: Arrival::new(),
             current,
             opening_us: AtomicU64::new(FIRST_OPENING_US),
             renewing: AtomicBool::new(false),
         })))
+    }
+
+    /// What is known of the way to the API.
+    pub fn arrival(&self) -> &Arrival {
+        &self.0.arrival
     }
 
     /// Sends the request, once, and reads its answer. Bounded by the settings' times and sizes.

@@ -8,21 +8,20 @@ use pixfleet_shared::{
     job::Job,
     judge::Lateness,
     ledger::Begun,
-    limiter::Slot,
     queue::{Delivery, QueueError, Unsettled},
     result::Call,
     telemetry::{CallLabels, ConnectionLabels, ProviderLabel, ResultLabels, SettleLabel},
 };
 use tokio::{
     sync::SemaphorePermit,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::{debug, error, info, warn};
 
 use crate::{
     alarm,
     classify::{Class, Verdict, classify},
-    client::{CallOutcome, Sent, Way},
+    client::{CallOutcome, Opened, Sent, Way},
     conclude::{Ending, MENDING_PAUSE, Policy, conclude, conclude_uncalled, fleet_pause},
     crew::{Crew, Serving},
     image::Prepared,
@@ -199,24 +198,26 @@ async fn slot(crew: &Crew, serving: &Serving, job: &Job, request: &PreparedReque
         let booked =
             booked.map_err(|error| uncalled(crew, serving, job, Class::Rejected, &error.to_string()))?;
         let Some(slot) = booked else { return Err(Box::new(Ending::release(job, Duration::ZERO))) };
-        alarm::sleep_until(slot.at - serving.client.lead()).await;
+        // At its slot a call is to arrive, so it leaves before: all workers aim at the same moments of the API.
+        let at = slot.at.checked_sub(serving.client.arrival().one_way()).unwrap_or(slot.at);
+        sleep_until(at.checked_sub(serving.client.lead()).unwrap_or(at)).await;
         let way = serving.client.warm(&request.url);
-        alarm::sleep_until(slot.at).await;
+        alarm::sleep_until(at).await;
         let held =
             crew.engines.limiter.held_until(&serving.stack).is_some_and(|until| until > Instant::now());
-        if !held && in_time(crew, serving, slot, &label).await {
+        if !held && in_time(crew, serving, at, &label).await {
             crew.board.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
-            return Ok(Leave { way, at: slot.at });
+            return Ok(Leave { way, at });
         }
-        debug!(late_us = late_us(slot), held, "slot forfeited");
+        debug!(late_us = late_us(at), held, "slot forfeited");
         crew.board.metrics.slots_forfeited.get_or_create(&label).inc();
     }
 }
 
-/// Whether a call may still leave at this slot; where it is late, what is booked after it makes room first.
-async fn in_time(crew: &Crew, serving: &Serving, slot: Slot, label: &ProviderLabel) -> bool {
+/// Whether a call that was to leave `at` may still leave; where it is late, what is booked after it makes room first.
+async fn in_time(crew: &Crew, serving: &Serving, at: Instant, label: &ProviderLabel) -> bool {
     let Lateness { free_us, mended_us, forfeit_us } = serving.lateness;
-    let late = late_us(slot);
+    let late = late_us(at);
     if late <= free_us {
         return true;
     }
@@ -226,15 +227,15 @@ async fn in_time(crew: &Crew, serving: &Serving, slot: Slot, label: &ProviderLab
     }
     let by = Duration::from_micros(told_by - free_us);
     let told = timeout(by, crew.engines.limiter.late(&serving.stack, by)).await;
-    let in_time = matches!(told, Ok(Ok(()))) && late_us(slot) <= told_by;
+    let in_time = matches!(told, Ok(Ok(()))) && late_us(at) <= told_by;
     if in_time {
         crew.board.metrics.slots_mended.get_or_create(label).inc();
     }
     in_time
 }
 
-fn late_us(slot: Slot) -> u64 {
-    Instant::now().saturating_duration_since(slot.at).as_micros() as u64
+fn late_us(at: Instant) -> u64 {
+    Instant::now().saturating_duration_since(at).as_micros() as u64
 }
 
 async fn call(crew: &Crew, serving: &Serving, request: &PreparedRequest, leave: Leave) -> CallOutcome {
@@ -242,14 +243,25 @@ async fn call(crew: &Crew, serving: &Serving, request: &PreparedRequest, leave: 
     metrics.in_flight.inc();
     let Sent { outcome, lateness, opened } = leave.way.send(request, Some(leave.at.into_std())).await;
     metrics.in_flight.dec();
+    told(crew, serving, lateness, opened);
+    outcome
+}
+
+/// What is known of the way after one more call.
+fn told(crew: &Crew, serving: &Serving, lateness: Option<Duration>, opened: Opened) {
+    let (metrics, arrival) = (&crew.board.metrics, serving.client.arrival());
     let provider = serving.provider.name().to_owned();
     let label = ConnectionLabels { provider: provider.clone(), opened: opened.as_str() };
     metrics.connections.get_or_create(&label).inc();
+    let label = ProviderLabel { provider };
     if let Some(lateness) = lateness {
-        let label = ProviderLabel { provider };
+        arrival.record_departure(lateness);
         metrics.departure_lateness.get_or_create(&label).observe(lateness.as_secs_f64());
     }
-    outcome
+    metrics.one_way.get_or_create(&label).set(arrival.one_way().as_secs_f64());
+    if let Some(jitter) = arrival.jitter() {
+        metrics.arrival_jitter.get_or_create(&label).set(jitter.as_secs_f64());
+    }
 }
 
 fn count(crew: &Crew, serving: &Serving, job: &Job, outcome: &CallOutcome, verdict: &Verdict) {

@@ -146,7 +146,7 @@ async fn a_connection_is_there_before_its_request_and_the_request_comes_on_it() 
     for acceptor in [None, Some(tls(&[b"http/1.1"]))] {
         let mut server = serve(acceptor, &[]).await;
         let client = client(Making { base: trusting, ..Making::default() });
-        client.ready(&server.url).await;
+        client.first_connection(&server.url).await;
         assert_eq!(server.next().await, Seen::Opened(0));
         let way = client.warm(&server.url);
         assert!(
@@ -165,7 +165,7 @@ async fn a_call_that_would_find_all_connections_in_use_gets_one_of_its_own() {
     let mut server = serve(None, &[]).await;
     server.answers.forget_permits(1000);
     let client = aging(FRESH);
-    client.ready(&server.url).await;
+    client.first_connection(&server.url).await;
     let first = tokio::spawn({
         let (way, request) = (client.warm(&server.url), server.request());
         async move { answered(way, &request).await }
@@ -205,7 +205,7 @@ async fn a_connection_that_grew_old_is_not_used() {
     let mut server = serve(None, &[]).await;
     // Too old at once, and not yet closed.
     let client = aging(Duration::ZERO);
-    client.ready(&server.url).await;
+    client.first_connection(&server.url).await;
     assert_eq!(server.next().await, Seen::Opened(0));
     assert_eq!(answered(client.way(), &server.request()).await, Opened::Late);
 }
@@ -215,7 +215,7 @@ async fn a_connection_that_the_server_closed_costs_no_call() {
     for farewell in [&[""], &["HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\r\n"]] {
         let mut server = serve(None, farewell).await;
         let client = aging(FRESH);
-        client.ready(&server.url).await;
+        client.first_connection(&server.url).await;
         assert_eq!(server.next().await, Seen::Opened(0), "and closed");
         // The runtime has seen the end of that connection once it has seen what came after it.
         let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -228,7 +228,7 @@ async fn a_connection_that_the_server_closed_costs_no_call() {
 async fn a_connection_to_one_api_is_never_given_to_a_call_to_another() {
     let (mut one, other) = (serve(None, &[]).await, serve(None, &[]).await);
     let client = aging(FRESH);
-    client.ready(&one.url).await;
+    client.first_connection(&one.url).await;
     assert_eq!(answered(client.way(), &other.request()).await, Opened::Late);
     assert_eq!(answered(client.way(), &one.request()).await, Opened::Ahead);
     assert_eq!([one.next().await, one.next().await], [Seen::Opened(0), Seen::Asked(0)]);
@@ -239,7 +239,7 @@ async fn an_api_that_is_away_is_not_waited_for_twice() {
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let url: Url = format!("http://{port}").parse().unwrap();
     let client = aging(FRESH);
-    client.ready(&url).await;
+    client.first_connection(&url).await;
     let way = client.warm(&url);
     assert_eq!(client.0.current.load().stash.ways().open(Instant::now(), 0), 0, "one has just failed");
     let request =
@@ -247,6 +247,19 @@ async fn an_api_that_is_away_is_not_waited_for_twice() {
     let failed = way.send(&request, None).await;
     assert!(!failed.outcome.answer.unwrap_err().left);
     assert_eq!(failed.lateness, None, "it never left");
+}
+
+#[tokio::test]
+async fn before_its_first_slot_a_client_has_a_connection_and_knows_the_way() {
+    let mut server = serve(None, &[]).await;
+    let client = aging(FRESH);
+    client.ready(&server.url).await;
+    assert!(client.arrival().one_way() > Duration::ZERO);
+    let seen = [server.next().await, server.next().await, server.next().await];
+    let opened = seen.iter().filter(|seen| matches!(seen, Seen::Opened(_))).count();
+    let closed = seen.iter().filter(|seen| matches!(seen, Seen::Closed(_))).count();
+    assert_eq!((opened, closed), (2, 1), "one to leave on, one for the measurement: {seen:?}");
+    assert_eq!(answered(client.warm(&server.url), &server.request()).await, Opened::Ahead);
 }
 
 #[tokio::test]

@@ -47,9 +47,20 @@ pub struct Sent {
 }
 
 impl Client {
-    /// Waits for a first connection to the API of `url` where there is none at all: a slot that is asked for after this
-    /// can be used. Bounded; where none can be opened, the call will say why.
+    /// Waits until a slot can be used: for a first connection to the API of `url` where there is none at all, and for
+    /// the first measurement of the way. Bounded by a second; where the API is away, the call will say why.
     pub async fn ready(&self, url: &Url) {
+        tokio::join!(self.first_connection(url), self.measured(url));
+    }
+
+    async fn measured(&self, url: &Url) {
+        // Behind a proxy the way to the API is not seen.
+        if self.0.transport.proxy.is_none() {
+            self.0.arrival.probe_if_due(url).await;
+        }
+    }
+
+    pub(super) async fn first_connection(&self, url: &Url) {
         let aged = self.0.current.load_full();
         let mut opened = pin!(aged.stash.opened.notified());
         // Listening before looking, so that it is not missed.
