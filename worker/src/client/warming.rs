@@ -1,7 +1,10 @@
 //! Connections that are opened ahead, against servers that tell what they see of each.
 
-use std::sync::OnceLock;
+use std::{convert::Infallible, sync::OnceLock};
 
+use http_body_util::Full;
+use hyper::{server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -198,6 +201,54 @@ async fn opening_ahead_sends_nothing_and_what_nobody_takes_is_closed() {
     let closed = seen.iter().filter(|seen| matches!(seen, Seen::Closed(_))).count();
     assert_eq!(closed, 4, "four at a time, and not a byte: {seen:?}");
     drop(ways);
+}
+
+/// A server that speaks HTTP/2 only, and counts its connections and its requests.
+async fn serve_http_2() -> (Url, Arc<AtomicU64>, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port()).parse().unwrap();
+    let (connections, requests) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (opened, asked, tls) = (Arc::clone(&connections), Arc::clone(&requests), tls(&[b"h2"]));
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            opened.fetch_add(1, Ordering::SeqCst);
+            let (asked, tls) = (Arc::clone(&asked), tls.clone());
+            tokio::spawn(async move {
+                let stream = TokioIo::new(tls.accept(stream).await.unwrap());
+                let answer = service_fn(|_| {
+                    asked.fetch_add(1, Ordering::SeqCst);
+                    std::future::ready(Ok::<_, Infallible>(hyper::Response::new(Full::new(
+                        Bytes::from_static(b"{}"),
+                    ))))
+                });
+                let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(stream, answer).await;
+            });
+        }
+    });
+    (url, connections, requests)
+}
+
+#[tokio::test]
+async fn with_http_2_one_connection_is_opened_ahead_and_carries_all_calls() {
+    let (url, connections, requests) = serve_http_2().await;
+    let client = client(Making { base: trusting, ..Making::default() });
+    client.first_connection(&url).await;
+    assert_eq!(requests.load(Ordering::SeqCst), 0, "nothing is asked by opening");
+    let request = PreparedRequest {
+        method: reqwest::Method::POST,
+        url: url.clone(),
+        headers: HeaderMap::new(),
+        body: Bytes::from_static(b"{}"),
+    };
+    let ways: Vec<Way> = (0..10).map(|_| client.warm(&url)).collect();
+    let mut opened = Vec::new();
+    for way in ways {
+        opened.push(answered(way, &request).await);
+    }
+    assert_eq!(opened.remove(0), Opened::Ahead);
+    assert_eq!(opened, [Opened::Before; 9]);
+    assert_eq!((connections.load(Ordering::SeqCst), requests.load(Ordering::SeqCst)), (1, 10));
 }
 
 #[tokio::test]
