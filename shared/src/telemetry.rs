@@ -67,6 +67,15 @@ pub struct CallLabels {
     pub class: &'static str,
 }
 
+/// Provider of a call, and when the connection that it left on was opened.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ConnectionLabels {
+    /// The provider.
+    pub provider: String,
+    /// `before` (by an earlier call), `ahead` (for this call, before its slot) or `late` (at its slot).
+    pub opened: &'static str,
+}
+
 /// Provider, model and outcome of a result.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ResultLabels {
@@ -99,6 +108,14 @@ pub struct Metrics {
     pub settled: Family<SettleLabel, Counter>,
     /// From asking for a slot to its moment: `pixfleet_slot_wait_seconds`.
     pub slot_wait: Family<ProviderLabel, Histogram>,
+    /// Calls by when their connection was opened: `pixfleet_call_connections_total`.
+    pub connections: Family<ConnectionLabels, Counter>,
+    /// From the moment that a call aimed at until its connection took it up: `pixfleet_departure_lateness_seconds`.
+    pub departure_lateness: Family<ProviderLabel, Histogram>,
+    /// How far arrivals at the API are spread: `pixfleet_arrival_jitter_seconds`. Not there until enough was seen.
+    pub arrival_jitter: Family<ProviderLabel, Gauge<f64, AtomicU64>>,
+    /// The time that a call is thought to take to the API: `pixfleet_one_way_seconds`.
+    pub one_way: Family<ProviderLabel, Gauge<f64, AtomicU64>>,
     /// Slots reached too late and not used: `pixfleet_slots_forfeited_total`.
     pub slots_forfeited: Family<ProviderLabel, Counter>,
     /// Slots reached late and used, once the later ones were moved back: `pixfleet_slots_mended_total`.
@@ -136,6 +153,12 @@ impl Metrics {
             results: Family::default(),
             settled: Family::default(),
             slot_wait: Family::new_with_constructor(seconds),
+            connections: Family::default(),
+            departure_lateness: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.000_05, 2.0, 16))
+            }),
+            arrival_jitter: Family::default(),
+            one_way: Family::default(),
             slots_forfeited: Family::default(),
             slots_mended: Family::default(),
             hold_offs: Family::default(),
@@ -162,6 +185,29 @@ impl Metrics {
             "Asking for a slot to its moment",
             seconds(),
             self.slot_wait.clone(),
+        );
+        r.register(
+            "call_connections",
+            "Calls by when their connection was opened: before, ahead of the slot, or late",
+            self.connections.clone(),
+        );
+        r.register_with_unit(
+            "departure_lateness",
+            "The moment aimed at to the connection's taking the call up",
+            seconds(),
+            self.departure_lateness.clone(),
+        );
+        r.register_with_unit(
+            "arrival_jitter",
+            "Spread of the arrivals at the API",
+            seconds(),
+            self.arrival_jitter.clone(),
+        );
+        r.register_with_unit(
+            "one_way",
+            "Least recent time to the API, one way",
+            seconds(),
+            self.one_way.clone(),
         );
         r.register("slots_forfeited", "Slots reached too late", self.slots_forfeited.clone());
         r.register(

@@ -26,7 +26,7 @@ use crate::{
     image::Images,
     provider::Provider,
     room::Room,
-    slots::{Desk, Exit, Way},
+    slots::{Aim, Desk, Exit},
 };
 
 /// Jobs that the recent percentile looks back on.
@@ -98,10 +98,9 @@ pub(crate) struct Crew {
     pub(crate) parked: Mutex<BTreeMap<String, Instant>>,
 }
 
-/// A provider with its client, its limit stacks and its slot desk.
+/// A provider with its accounts and its slot desk.
 pub(crate) struct Serving {
     pub(crate) provider: Arc<Provider>,
-    pub(crate) client: Client,
     /// One for each account.
     pub(crate) accounts: Vec<AccountState>,
     pub(crate) desk: Desk,
@@ -113,6 +112,7 @@ pub(crate) struct Serving {
 pub(crate) struct AccountState {
     pub(crate) provider: String,
     pub(crate) stack: Stack,
+    pub(crate) client: Client,
     /// Calls in a row that were answered "too much".
     pub(crate) throttled: AtomicU32,
 }
@@ -130,26 +130,24 @@ impl Serving {
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Self, NoClient> {
-        let client = Client::new(provider.transport())?;
         let free = Arc::new(Notify::new());
-        let exit = |stack: &Stack| {
+        let (mut exits, mut accounts) = (Vec::new(), Vec::new());
+        for stack in provider.stacks() {
+            let client = Client::new(provider.transport())?;
             let room =
                 |limit| Room::open(stack, limit, engines.limiter.clone(), free.clone(), tasks, stop.clone());
             let rooms = stack.in_flight().map(room).collect();
-            let way: Way = Arc::new(|| (Duration::ZERO, None));
-            Exit { stack: stack.clone(), rooms, way, safe_rate: provider.definition().safe_rate }
-        };
-        let exits = provider.stacks().map(exit).collect();
-        let desk = Desk::open(exits, free.clone(), engines.limiter.clone(), tasks, stop.clone());
-        let account = |stack: &Stack| AccountState {
-            provider: provider.name().to_owned(),
-            stack: stack.clone(),
-            throttled: AtomicU32::new(0),
-        };
-        let accounts = provider.stacks().map(account).collect();
+            let arrival = client.arrival().clone();
+            let aim: Aim = Arc::new(move || (arrival.one_way(), arrival.jitter()));
+            let safe_rate = provider.definition().safe_rate;
+            exits.push(Exit { stack: stack.clone(), rooms, aim, safe_rate });
+            let (name, throttled) = (provider.name().to_owned(), AtomicU32::new(0));
+            accounts.push(AccountState { provider: name, stack: stack.clone(), client, throttled });
+        }
+        let desk = Desk::open(exits, free, engines.limiter.clone(), tasks, stop.clone());
         let at_once = provider.definition().calls_at_once;
         let room = at_once.map(|calls| Semaphore::new(calls.get() as usize));
-        Ok(Self { provider, client, accounts, desk, room })
+        Ok(Self { provider, accounts, desk, room })
     }
 }
 

@@ -12,9 +12,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use crate::{
+    alarm,
     classify::{Class, Verdict},
+    client::Way,
     conclude::{Ending, fleet_pause},
     crew::{AccountState, Crew, Serving},
+    provider::PreparedRequest,
     slots::{Granted, Leave},
     step::{Early, uncalled},
 };
@@ -28,10 +31,29 @@ const LONGEST_PARKED: Duration = Duration::from_secs(600);
 /// Between two calls where no rate is given.
 const NO_RATE_INTERVAL: Duration = Duration::from_millis(100);
 
+/// A call whose moment has come.
+pub(crate) struct Departure {
+    /// The right to leave.
+    pub(crate) leave: Leave,
+    /// The way to leave on.
+    pub(crate) way: Way,
+    /// The moment that was aimed at.
+    pub(crate) at: Instant,
+}
+
 /// Waits for the right to leave, and for its moment. A slot that is reached too late, or in a hold-off, is forfeited.
-pub(crate) async fn wait(crew: &Crew, serving: &Serving, job: &Job, bytes: usize) -> Result<Leave, Early> {
+pub(crate) async fn wait(
+    crew: &Crew,
+    serving: &Serving,
+    job: &Job,
+    requests: &[PreparedRequest],
+) -> Result<Departure, Early> {
+    // A slot is not spent on opening the first connection.
+    for (account, request) in serving.accounts.iter().zip(requests) {
+        account.client.ready(&request.url).await;
+    }
     let label = ProviderLabel { provider: job.provider.clone() };
-    let weight = serving.provider.weight(job.models.len(), bytes);
+    let weight = serving.provider.weight(job.models.len(), requests[0].body.len());
     let since = Instant::now();
     loop {
         let granted = tokio::select! {
@@ -55,14 +77,18 @@ pub(crate) async fn wait(crew: &Crew, serving: &Serving, job: &Job, bytes: usize
             Some(Granted::Leave(leave)) => leave,
         };
         crew.unpark(&job.provider);
-        sleep_until(leave.slot.at).await;
-        let stack = &serving.accounts[leave.account].stack;
+        let AccountState { stack, client, .. } = &serving.accounts[leave.account];
+        // At its slot a call is to arrive, so it leaves before: all workers aim at the same moments of the API.
+        let at = leave.slot.at.checked_sub(client.arrival().one_way()).unwrap_or(leave.slot.at);
+        sleep_until(at.checked_sub(client.lead()).unwrap_or(at)).await;
+        let way = client.warm(&requests[leave.account].url);
+        alarm::sleep_until(at).await;
         let held = crew.engines.limiter.held_until(stack).is_some_and(|until| until > Instant::now());
-        if !held && in_time(crew, stack, leave.slot, &label).await {
+        if !held && in_time(crew, stack, at, &label).await {
             crew.board.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
-            return Ok(leave);
+            return Ok(Departure { leave, way, at });
         }
-        debug!(late_us = late_us(leave.slot), held, "slot forfeited");
+        debug!(late_us = late_us(at), held, "slot forfeited");
         crew.board.metrics.slots_forfeited.get_or_create(&label).inc();
         give_back(crew, stack, leave.slot, weight).await;
     }
@@ -79,10 +105,10 @@ async fn give_back(crew: &Crew, stack: &Stack, slot: Slot, weight: Weight) {
     }
 }
 
-/// Whether a call may still leave at this slot; where it is late, what is booked after it makes room first.
-async fn in_time(crew: &Crew, stack: &Stack, slot: Slot, label: &ProviderLabel) -> bool {
+/// Whether a call that was to leave `at` may still leave; where it is late, what is booked after it makes room first.
+async fn in_time(crew: &Crew, stack: &Stack, at: Instant, label: &ProviderLabel) -> bool {
     let Lateness { free_us, mended_us, forfeit_us } = lateness(&crew.engines.limiter.in_force(stack));
-    let late = late_us(slot);
+    let late = late_us(at);
     if late <= free_us {
         return true;
     }
@@ -92,15 +118,15 @@ async fn in_time(crew: &Crew, stack: &Stack, slot: Slot, label: &ProviderLabel) 
     }
     let by = Duration::from_micros(told_by - free_us);
     let told = timeout(by, crew.engines.limiter.late(stack, by)).await;
-    let in_time = matches!(told, Ok(Ok(()))) && late_us(slot) <= told_by;
+    let in_time = matches!(told, Ok(Ok(()))) && late_us(at) <= told_by;
     if in_time {
         crew.board.metrics.slots_mended.get_or_create(label).inc();
     }
     in_time
 }
 
-fn late_us(slot: Slot) -> u64 {
-    Instant::now().saturating_duration_since(slot.at).as_micros() as u64
+fn late_us(at: Instant) -> u64 {
+    Instant::now().saturating_duration_since(at).as_micros() as u64
 }
 
 /// Tells the fleet what a call's answer says of the limits: a pause, or that a probe went well.

@@ -2,9 +2,12 @@
 //!
 //! [`run()`] is the loop and the drain, `step` one job's straight line with its one settle site. `slots` asks the
 //! limiter, `pace` fits the jobs in hand to rate and latency, `retry` and `classify` are pure policy. A
-//! [`provider`] is data; [`image`] fetches and prepares pictures before the slot; [`client`] sends.
+//! [`provider`] is data; [`image`] fetches and prepares pictures before the slot; [`client`] sends,
+//! [`alarm`] is when, and [`arrival`] what is known of the way.
 
 pub mod admin;
+pub mod alarm;
+pub mod arrival;
 pub mod classify;
 pub mod client;
 mod conclude;

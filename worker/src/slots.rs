@@ -40,13 +40,13 @@ pub(crate) struct Exit {
     pub(crate) stack: Stack,
     pub(crate) rooms: Vec<Room>,
     /// How long before its slot a call has to leave, and how far arrivals stray.
-    pub(crate) way: Way,
+    pub(crate) aim: Aim,
     /// Calls a second that this process may make while the limiter is away.
     pub(crate) safe_rate: Option<f64>,
 }
 
 /// What is known of the way to an account's endpoint: the lead, and the jitter where it is measured.
-pub(crate) type Way = Arc<dyn Fn() -> (Duration, Option<Duration>) + Send + Sync>;
+pub(crate) type Aim = Arc<dyn Fn() -> (Duration, Option<Duration>) + Send + Sync>;
 
 /// What a job gets.
 pub(crate) enum Granted {
@@ -218,9 +218,9 @@ impl Clerk {
     }
 
     async fn ask(&mut self, exit: usize, room: Vec<Vec<Permit>>) {
-        let Exit { stack, way, .. } = &self.exits[exit];
+        let Exit { stack, aim, .. } = &self.exits[exit];
         let calls = self.waiting.iter().take(room.len()).map(|ask| ask.weight).collect();
-        let (lead, jitter) = way();
+        let (lead, jitter) = aim();
         let order = Order { calls, lead, jitter };
         match timeout(REQUEST_TIMEOUT, self.limiter.reserve(stack, &order)).await {
             Ok(Ok(reservation)) => {

@@ -9,7 +9,7 @@ use pixfleet_shared::{
     ledger::Begun,
     queue::{Delivery, QueueError, Unsettled},
     result::Call,
-    telemetry::{CallLabels, ProviderLabel, ResultLabels, SettleLabel},
+    telemetry::{CallLabels, ConnectionLabels, ProviderLabel, ResultLabels, SettleLabel},
 };
 use tokio::{
     sync::SemaphorePermit,
@@ -19,10 +19,10 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     classify::{Class, Verdict, classify},
-    client::CallOutcome,
+    client::{CallOutcome, Opened, Sent},
     conclude::{Ending, MENDING_PAUSE, Policy, conclude, conclude_uncalled},
-    crew::{Crew, Serving},
-    departure,
+    crew::{AccountState, Crew, Serving},
+    departure::{self, Departure},
     image::Prepared,
     provider::PreparedRequest,
 };
@@ -107,10 +107,14 @@ async fn one_call(
     requests: &[PreparedRequest],
 ) -> Result<(CallOutcome, Verdict), Early> {
     let room = room(crew, serving, job).await?;
-    let leave = departure::wait(crew, serving, job, requests[0].body.len()).await?;
+    let Departure { leave, way, at } = departure::wait(crew, serving, job, requests).await?;
     let account = &serving.accounts[leave.account];
-    let outcome = call(crew, serving, &requests[leave.account]).await;
+    crew.board.metrics.in_flight.inc();
+    let sent = way.send(&requests[leave.account], Some(at.into_std())).await;
+    crew.board.metrics.in_flight.dec();
     drop((room, leave.room));
+    let Sent { outcome, lateness, opened } = sent;
+    way_went(crew, account, lateness, opened);
     let verdict = classify(&serving.provider, &outcome, &job.models, Timestamp::now());
     count(crew, serving, job, &outcome, &verdict);
     departure::tell(crew, account, &verdict, leave.slot.probe).await;
@@ -195,11 +199,20 @@ async fn room<'a>(
     }
 }
 
-async fn call(crew: &Crew, serving: &Serving, request: &PreparedRequest) -> CallOutcome {
-    crew.board.metrics.in_flight.inc();
-    let outcome = serving.client.send(request).await;
-    crew.board.metrics.in_flight.dec();
-    outcome
+/// What is known of the way to the API after one more call.
+fn way_went(crew: &Crew, account: &AccountState, lateness: Option<Duration>, opened: Opened) {
+    let (metrics, arrival) = (&crew.board.metrics, account.client.arrival());
+    let label = account.label();
+    let opened = ConnectionLabels { provider: label.provider.clone(), opened: opened.as_str() };
+    metrics.connections.get_or_create(&opened).inc();
+    if let Some(lateness) = lateness {
+        arrival.record_departure(lateness);
+        metrics.departure_lateness.get_or_create(&label).observe(lateness.as_secs_f64());
+    }
+    metrics.one_way.get_or_create(&label).set(arrival.one_way().as_secs_f64());
+    if let Some(jitter) = arrival.jitter() {
+        metrics.arrival_jitter.get_or_create(&label).set(jitter.as_secs_f64());
+    }
 }
 
 fn count(crew: &Crew, serving: &Serving, job: &Job, outcome: &CallOutcome, verdict: &Verdict) {

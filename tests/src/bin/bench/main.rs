@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "the figures are this program's data")]
 #![allow(clippy::unwrap_used, reason = "a figure that cannot be measured fails the run")]
 
+mod arrivals;
 mod crash;
 mod demo;
 mod enqueueing;
@@ -15,6 +16,7 @@ mod limited;
 mod measured;
 mod memory;
 mod running;
+mod waiting;
 
 use serde_json::{Value, json};
 
@@ -39,7 +41,8 @@ impl Figure {
     }
 }
 
-const PARTS: [&str; 9] = ["run", "start", "resume", "crash", "demo", "limit", "enqueue", "memory", "kill"];
+const PARTS: [&str; 11] =
+    ["run", "start", "resume", "crash", "wait", "arrive", "demo", "limit", "enqueue", "memory", "kill"];
 
 #[tokio::main]
 async fn main() {
@@ -58,6 +61,8 @@ async fn main() {
             "start" => first_call::start().await,
             "resume" => first_call::resume().await,
             "crash" => crash::measure().await,
+            "wait" => waiting::measure().await,
+            "arrive" => arrivals::measure().await,
             "demo" => demo::measure().await,
             "limit" => limited::measure().await,
             "enqueue" => enqueueing::measure().await,
