@@ -3,7 +3,7 @@
 //! Tokio's timer counts in whole milliseconds and rounds up, so that whoever sleeps with it leaves up to a
 //! millisecond late. Here it sleeps to shortly before the moment, and one thread of the process does the rest: it
 //! waits on a condition variable, which Linux ends within a tenth of a millisecond. It does not spin before the moment:
-//! that would take 60 us off the median and nothing off the spread, and the spread is what the limiter pays for.
+//! that takes 60 us off the median, and on a busy machine, where it matters, nothing off the spread.
 
 use std::{
     cmp::Reverse,
