@@ -3,11 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use redis::aio::MultiplexedConnection;
 
 use super::{
     Background,
     pool::{Away, Link},
+    servers::Connection,
 };
 use crate::{
     id::Id,
@@ -41,9 +41,7 @@ impl Ledger for RedisLedger {
         ask.arg(self.key(job));
         let known: bool = self
             .link
-            .exchange(move |mut connection: MultiplexedConnection| async move {
-                ask.query_async(&mut connection).await
-            })
+            .exchange(move |mut connection: Connection| async move { ask.query_async(&mut connection).await })
             .await?;
         Ok(if known { Begun::Settled } else { Begun::Fresh })
     }
@@ -53,9 +51,7 @@ impl Ledger for RedisLedger {
         tell.arg(self.key(job)).arg(1).arg("EX").arg(self.ttl.as_secs());
         Ok(self
             .link
-            .exchange(move |mut connection: MultiplexedConnection| async move {
-                tell.exec_async(&mut connection).await
-            })
+            .exchange(move |mut connection: Connection| async move { tell.exec_async(&mut connection).await })
             .await?)
     }
 }

@@ -3,13 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use redis::{ScriptInvocation, aio::MultiplexedConnection};
+use redis::ScriptInvocation;
 use tokio::time::Instant;
 
 use super::{
     Background,
     hold_offs::{Held, HoldOffs},
     pool::{Away, Link},
+    servers::Connection,
 };
 use crate::{
     clock::{Clock, Observed},
@@ -94,7 +95,7 @@ impl RedisLimiter {
     ) -> Result<(Booking, Observed), Away> {
         let lead_us = self.clock.lead_us();
         let script = self.invocation(stack, spacings, calls, lead_us, doubt);
-        let work = move |mut connection: MultiplexedConnection| async move {
+        let work = move |mut connection: Connection| async move {
             let sent = Instant::now();
             let reply: Vec<u64> = script.invoke_async(&mut connection).await?;
             Ok((sent, Instant::now(), reply))
@@ -171,7 +172,7 @@ impl RedisLimiter {
             .arg(KEEP_IDLE.as_millis() as u64)
             .arg(channel(&self.namespace))
             .arg(stack);
-        let work = move |mut connection: MultiplexedConnection| async move {
+        let work = move |mut connection: Connection| async move {
             let sent = Instant::now();
             let reply: (u64, u64) = script.invoke_async(&mut connection).await?;
             Ok((sent, Instant::now(), reply))
@@ -201,7 +202,7 @@ impl RateLimiter for RedisLimiter {
     async fn late(&self, stack: &Stack, by: Duration) -> Result<(), LimiterError> {
         let mut script = self.link.late.key(self.key(&stack.name));
         script.arg(by.as_micros() as u64);
-        let work = move |mut connection: MultiplexedConnection| async move {
+        let work = move |mut connection: Connection| async move {
             script.invoke_async::<u64>(&mut connection).await
         };
         self.link.exchange(work).await?;

@@ -4,9 +4,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::try_join_all};
 use rand::RngExt;
-use redis::{Msg, Value, aio::MultiplexedConnection};
+use redis::{Cmd, Msg, Value};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +14,7 @@ use super::{
     hold_offs::{Held, HoldOffs},
     limiter::{channel, key},
     pool::{Away, Link},
+    servers::Connection,
 };
 use crate::clock::Clock;
 
@@ -108,16 +109,19 @@ impl Ears {
         if stacks.is_empty() {
             return Ok(());
         }
-        let mut ask = redis::pipe();
-        for stack in &stacks {
-            ask.cmd("HGET").arg(key(&self.namespace, stack)).arg("nb");
-        }
-        let work = move |mut connection: MultiplexedConnection| async move {
-            let answers: Vec<Value> = ask.query_async(&mut connection).await?;
-            answers
-                .into_iter()
-                .map(|answer| Ok(redis::from_redis_value(answer)?))
-                .collect::<redis::RedisResult<Vec<Option<u64>>>>()
+        let ask = |stack: &String| {
+            let mut ask = redis::cmd("HGET");
+            ask.arg(key(&self.namespace, stack)).arg("nb");
+            ask
+        };
+        let questions: Vec<Cmd> = stacks.iter().map(ask).collect();
+        // Not as one pipeline: in a cluster each stack may be on another node.
+        let work = move |connection: Connection| async move {
+            try_join_all(questions.iter().map(|ask| {
+                let mut connection = connection.clone();
+                async move { ask.query_async::<Option<u64>>(&mut connection).await }
+            }))
+            .await
         };
         for (stack, held) in stacks.iter().zip(self.link.exchange(work).await?) {
             if let Some(server_us) = held {

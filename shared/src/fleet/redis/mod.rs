@@ -4,12 +4,14 @@
 //! says why, and work begins when it answers. Two kinds of connection are kept: a pool of multiplexed ones for
 //! commands, and one that listens for the fleet's hold-offs.
 
+mod address;
 mod config;
 mod hold_offs;
 mod ledger;
 mod limiter;
 mod listener;
 mod pool;
+mod servers;
 
 use std::{sync::Arc, time::Duration};
 

@@ -17,14 +17,14 @@ use deadpool::{
     Runtime,
     managed::{self, Metrics, PoolError, RecycleError, RecycleResult, TimeoutType},
 };
-use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind,
-    aio::MultiplexedConnection,
-};
+use redis::{ErrorKind, RedisError, RedisResult, Script, ServerErrorKind};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Unusable};
+use super::{
+    Config, Unusable,
+    servers::{Connection, Servers},
+};
 
 /// Without other exchanges, one is made this often, so that health is never old news.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -36,9 +36,8 @@ pub(super) struct Away(pub(super) String);
 /// The way to the server, and what is known of its health.
 pub(super) struct Link {
     pool: managed::Pool<Connections>,
-    client: Client,
+    servers: Arc<Servers>,
     address: String,
-    connect_timeout: Duration,
     health: Mutex<Health>,
     pub(super) reserve: Script,
     pub(super) hold_off: Script,
@@ -52,20 +51,17 @@ struct Health {
 
 impl Link {
     pub(super) fn new(config: &Config) -> Result<Self, Unusable> {
-        let client = config.client()?;
-        let address = client.get_connection_info().addr().to_string();
+        let servers = Arc::new(config.servers()?);
+        let address = servers.shown();
         let reserve = Script::new(include_str!("reserve.lua"));
         let hold_off = Script::new(include_str!("hold_off.lua"));
         let late = Script::new(include_str!("late.lua"));
         let connections = Connections {
-            client: client.clone(),
-            config: AsyncConnectionConfig::new()
-                .set_connection_timeout(Some(config.connect_timeout()))
-                .set_response_timeout(Some(config.response_timeout())),
+            servers: servers.clone(),
             max_age: config.max_age(),
             scripts: [reserve.clone(), hold_off.clone(), late.clone()],
         };
-        let create = config.connect_timeout() + 2 * config.response_timeout();
+        let create = servers.patience();
         let pool = managed::Pool::builder(connections)
             .max_size(config.pool_size)
             .runtime(Runtime::Tokio1)
@@ -76,8 +72,7 @@ impl Link {
             .map_err(|error| Unusable(error.to_string()))?;
         Ok(Self {
             pool,
-            client,
-            connect_timeout: config.connect_timeout(),
+            servers,
             health: Mutex::new(Health {
                 state: Err(format!("Redis at {address} has not answered yet")),
                 at: Instant::now(),
@@ -90,10 +85,7 @@ impl Link {
     }
 
     /// Lends a connection to `work`, and draws the conclusions from how it went.
-    pub(super) async fn exchange<T, F>(
-        &self,
-        work: impl FnOnce(MultiplexedConnection) -> F + Send,
-    ) -> Result<T, Away>
+    pub(super) async fn exchange<T, F>(&self, work: impl FnOnce(Connection) -> F + Send) -> Result<T, Away>
     where
         F: Future<Output = RedisResult<T>> + Send,
     {
@@ -118,11 +110,11 @@ impl Link {
     /// A connection of its own that listens.
     pub(super) async fn subscribe(&self, channel: &str) -> Result<redis::aio::PubSub, Away> {
         let connect = async {
-            let mut listening = self.client.get_async_pubsub().await?;
+            let mut listening = self.servers.listen().await?;
             listening.subscribe(channel).await?;
             Ok::<_, RedisError>(listening)
         };
-        match tokio::time::timeout(self.connect_timeout, connect).await {
+        match tokio::time::timeout(self.servers.patience(), connect).await {
             Ok(Ok(listening)) => Ok(listening),
             Ok(Err(error)) => Err(Away(format!("Redis at {}: {error}", self.address))),
             Err(_) => Err(Away(format!("Redis at {}: no answer in time", self.address))),
@@ -160,7 +152,7 @@ impl Link {
 /// Keeps the health of an idle process fresh. A write, because a server that only reads can't limit anything.
 pub(super) async fn keep_probing(link: Arc<Link>, namespace: Arc<str>, stop: CancellationToken) {
     let key = format!("{namespace}:probe");
-    let probe = |mut connection: MultiplexedConnection| {
+    let probe = |mut connection: Connection| {
         let mut write = redis::cmd("SET");
         write.arg(&key).arg(1).arg("PX").arg(10_000);
         async move { write.exec_async(&mut connection).await }
@@ -181,20 +173,19 @@ pub(super) async fn keep_probing(link: Arc<Link>, namespace: Arc<str>, stop: Can
 
 /// Makes connections and judges them when they are lent.
 struct Connections {
-    client: Client,
-    config: AsyncConnectionConfig,
+    servers: Arc<Servers>,
     max_age: Duration,
     scripts: [Script; 3],
 }
 
 struct Pooled {
-    connection: MultiplexedConnection,
+    connection: Connection,
     failed: Arc<AtomicBool>,
 }
 
 /// A clone to work with, while the pooled one is back at once.
 struct Lent {
-    connection: MultiplexedConnection,
+    connection: Connection,
     failed: Arc<AtomicBool>,
 }
 
@@ -210,9 +201,14 @@ impl managed::Manager for Connections {
 
     /// Connects and loads the scripts, so that each call of one is a single round trip from the first on.
     async fn create(&self) -> Result<Pooled, RedisError> {
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
+        let mut connection = self.servers.connect().await?;
         for script in &self.scripts {
-            script.load_async(&mut connection).await?;
+            match (script.load_async(&mut connection).await, &connection) {
+                // All masters of a cluster are told, and one that is away must not stop what the others do. Where a
+                // script is missing, its first call loads it.
+                (Ok(_), _) | (Err(_), Connection::Cluster(_)) => {}
+                (Err(error), Connection::Server(_)) => return Err(error),
+            }
         }
         Ok(Pooled { connection, failed: Arc::new(AtomicBool::new(false)) })
     }
