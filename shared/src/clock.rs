@@ -23,8 +23,10 @@ const COME_BACK_AHEAD: Duration = Duration::from_micros(HORIZON_US / 2);
 const DRIFT_PPM: u64 = 100;
 /// A contradiction up to this much is put down to a clock being slewed.
 const SLEW_US: u64 = 1_000;
-/// The longest lead that is asked for, however slow the network was lately.
-const MAX_LEAD_US: u64 = 100_000;
+/// The longest lead that is asked for because round trips differ.
+const MAX_SPREAD_LEAD_US: u64 = 100_000;
+/// The longest lead, however slow the network is: some of the horizon must be left to book in.
+const MAX_LEAD_US: u64 = HORIZON_US * 3 / 4;
 
 /// A server's clock that jumps ahead by more than this puts what it booked in doubt.
 const DOUBT_US: u64 = 20_000;
@@ -107,7 +109,8 @@ impl Mapping {
     /// How far ahead a slot must be to be still ahead when the answer arrives.
     fn lead_us(&self) -> u64 {
         let (mean, spread) = self.travel_us.unwrap_or_default();
-        (LEAD_US + mean + 4 * spread).min(MAX_LEAD_US)
+        // A network that is slow is waited for; a single hiccup is not.
+        (LEAD_US + mean + 4 * spread).min(MAX_SPREAD_LEAD_US.max(LEAD_US + mean)).min(MAX_LEAD_US)
     }
 
     fn local_us(&self, server_us: u64) -> Option<u64> {

@@ -41,7 +41,7 @@ pub struct Config {
     /// Time for the TCP, TLS and Redis handshakes together, in milliseconds. Default: 1000.
     #[schemars(range(min = 10, max = 60_000))]
     pub connect_timeout_ms: u64,
-    /// Time for one answer, in milliseconds: a connection that takes longer is replaced. Default: 500.
+    /// Time for one answer, in milliseconds: a connection that takes longer is replaced. Default: 1000.
     #[schemars(range(min = 10, max = 60_000))]
     pub response_timeout_ms: u64,
     /// A connection is replaced when it is this old, in seconds, so that a moved name is followed. Default: 300.
@@ -68,7 +68,7 @@ impl Default for Config {
             sentinel_password_file: None,
             pool_size: 2,
             connect_timeout_ms: 1_000,
-            response_timeout_ms: 500,
+            response_timeout_ms: 1_000,
             max_age_s: 300,
             namespace: "pixfleet".to_owned(),
             ledger_ttl_s: 604_800,

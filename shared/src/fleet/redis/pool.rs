@@ -1,14 +1,14 @@
 //! Connections for commands: a few, multiplexed, each lent for a moment and used by many callers at once.
 //!
-//! Nobody asks a connection whether it is well before using it. Whoever sees one fail marks it, and the pool puts
-//! a new one in its place at the next loan; so a connection to a server that was demoted, froze or vanished costs
-//! one failed exchange.
+//! Nobody asks a connection whether it is well before using it. Whoever sees one fail condemns it, and with it all that
+//! are as old: they lead to the same server. The pool puts new ones in their place at the next loan; so a server that
+//! was demoted, froze or vanished costs one failed exchange, and nobody goes on with it when it comes back as something else.
 
 use std::{
     future::Future,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -36,6 +36,7 @@ pub(super) struct Away(pub(super) String);
 /// The way to the server, and what is known of its health.
 pub(super) struct Link {
     pool: managed::Pool<Connections>,
+    ages: Arc<Ages>,
     servers: Arc<Servers>,
     address: String,
     health: Mutex<Health>,
@@ -56,8 +57,10 @@ impl Link {
         let reserve = Script::new(include_str!("reserve.lua"));
         let hold_off = Script::new(include_str!("hold_off.lua"));
         let late = Script::new(include_str!("late.lua"));
+        let ages = Arc::new(Ages::default());
         let connections = Connections {
             servers: servers.clone(),
+            ages: ages.clone(),
             max_age: config.max_age(),
             scripts: [reserve.clone(), hold_off.clone(), late.clone()],
         };
@@ -72,6 +75,7 @@ impl Link {
             .map_err(|error| Unusable(error.to_string()))?;
         Ok(Self {
             pool,
+            ages,
             servers,
             health: Mutex::new(Health {
                 state: Err(format!("Redis at {address} has not answered yet")),
@@ -90,7 +94,8 @@ impl Link {
         F: Future<Output = RedisResult<T>> + Send,
     {
         let lent = match self.pool.get().await {
-            Ok(pooled) => pooled.lend(),
+            // A clone to work with, while the pooled one is back at once.
+            Ok(pooled) => (*pooled).clone(),
             Err(error) => return Err(self.ill(&unlent(&error))),
         };
         match work(lent.connection).await {
@@ -100,7 +105,7 @@ impl Link {
             }
             Err(error) => {
                 if ends_connection(&error) {
-                    lent.failed.store(true, Ordering::Relaxed);
+                    self.ages.condemn(lent.age);
                 }
                 Err(self.ill(&error.to_string()))
             }
@@ -174,24 +179,39 @@ pub(super) async fn keep_probing(link: Arc<Link>, namespace: Arc<str>, stop: Can
 /// Makes connections and judges them when they are lent.
 struct Connections {
     servers: Arc<Servers>,
+    ages: Arc<Ages>,
     max_age: Duration,
     scripts: [Script; 3],
 }
 
+#[derive(Clone)]
 struct Pooled {
     connection: Connection,
-    failed: Arc<AtomicBool>,
+    age: u64,
 }
 
-/// A clone to work with, while the pooled one is back at once.
-struct Lent {
-    connection: Connection,
-    failed: Arc<AtomicBool>,
+/// Numbers the connections, and knows which of them are of no more use.
+#[derive(Default)]
+struct Ages {
+    next: AtomicU64,
+    condemned_below: AtomicU64,
 }
 
-impl Pooled {
-    fn lend(&self) -> Lent {
-        Lent { connection: self.connection.clone(), failed: self.failed.clone() }
+impl Ages {
+    fn next(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Condemns a connection and all others that were begun by now. What is heard of one that is condemned already is
+    /// old news, and condemns no more.
+    fn condemn(&self, age: u64) {
+        if !self.is_condemned(age) {
+            self.condemned_below.fetch_max(self.next.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    fn is_condemned(&self, age: u64) -> bool {
+        age < self.condemned_below.load(Ordering::Relaxed)
     }
 }
 
@@ -201,6 +221,7 @@ impl managed::Manager for Connections {
 
     /// Connects and loads the scripts, so that each call of one is a single round trip from the first on.
     async fn create(&self) -> Result<Pooled, RedisError> {
+        let age = self.ages.next();
         let mut connection = self.servers.connect().await?;
         for script in &self.scripts {
             match (script.load_async(&mut connection).await, &connection) {
@@ -210,12 +231,12 @@ impl managed::Manager for Connections {
                 (Err(error), Connection::Server(_)) => return Err(error),
             }
         }
-        Ok(Pooled { connection, failed: Arc::new(AtomicBool::new(false)) })
+        Ok(Pooled { connection, age })
     }
 
     async fn recycle(&self, pooled: &mut Pooled, metrics: &Metrics) -> RecycleResult<RedisError> {
-        if pooled.failed.load(Ordering::Relaxed) {
-            return Err(RecycleError::message("failed"));
+        if self.ages.is_condemned(pooled.age) {
+            return Err(RecycleError::message("condemned"));
         }
         if metrics.age() > self.max_age {
             return Err(RecycleError::message("of age"));
@@ -251,6 +272,19 @@ fn unlent(error: &PoolError<RedisError>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_that_fails_condemns_all_that_are_as_old_once() {
+        let ages = Ages::default();
+        let (one, other) = (ages.next(), ages.next());
+        ages.condemn(one);
+        assert!(ages.is_condemned(one) && ages.is_condemned(other));
+        let new = ages.next();
+        ages.condemn(other);
+        assert!(!ages.is_condemned(new), "old news");
+        ages.condemn(new);
+        assert!(ages.is_condemned(new));
+    }
 
     fn said_by_server(line: &str) -> RedisError {
         redis::parse_redis_value(format!("-{line}\r\n").as_bytes())
