@@ -12,6 +12,11 @@ use redis::FromRedisValue;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
+use crate::certificates::Certificates;
+
+/// The file with the offset of a server's own clock.
+const CLOCK: &str = "clock";
+
 /// A running (or killed) server on a port of 127.0.0.1 that stays its own.
 pub struct PrivateRedis {
     folder: TempDir,
@@ -53,6 +58,45 @@ impl PrivateRedis {
     pub fn set_variable(&mut self, name: &str, value: &str) -> &mut Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// A clock of its own, from its next start on; [`set_clock`](Self::set_clock) sets it.
+    pub fn with_own_clock(&mut self) -> &mut Self {
+        let library = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+        let library =
+            library.map(|folder| folder.path().join("faketime/libfaketime.so.1")).find(|path| path.exists());
+        let library = library.expect("libfaketime is installed (tests/services install)");
+        self.set_clock("+0");
+        let file = self.file(CLOCK).display().to_string();
+        // libc's allocator, because Redis' own asks for the time while it begins, before the library is there.
+        self.set_variable("LD_PRELOAD", &format!("{}:libc.so.6", library.display()))
+            .set_variable("FAKETIME_TIMESTAMP_FILE", &file)
+            .set_variable("FAKETIME_NO_CACHE", "1")
+            .set_variable("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+    }
+
+    /// Sets its own clock, to so many seconds from the right one: `+3600`, `-0.5`.
+    pub fn set_clock(&self, offset: &str) {
+        // Renamed into its place: it is read at any moment, and must be whole.
+        let new = self.file("clock.new");
+        std::fs::write(&new, offset).expect("a file for the clock");
+        std::fs::rename(new, self.file(CLOCK)).expect("a file for the clock");
+    }
+
+    /// Answers to TLS only, from its next start on, and to nobody without a certificate of the same authority.
+    pub fn with_tls(&mut self, certificates: &Certificates) -> &mut Self {
+        let (certificate, key) = certificates.of("server");
+        let [ca, certificate, key] =
+            [certificates.ca(), certificate, key].map(|path| path.display().to_string());
+        let port = self.port.to_string();
+        self.set(&["--port", "0", "--tls-port", &port, "--tls-auth-clients", "yes"]).set(&[
+            "--tls-ca-cert-file",
+            &ca,
+            "--tls-cert-file",
+            &certificate,
+            "--tls-key-file",
+            &key,
+        ])
     }
 
     /// From its next start on: a settings file in its folder and these flags, and nothing else.
@@ -130,7 +174,12 @@ impl PrivateRedis {
         words.for_each(|word| {
             ask.arg(word);
         });
-        let answer = ask.query_async(&mut self.connection().await).await;
+        let mut connection = self.connection().await;
+        if let Some(at) = self.settings.iter().position(|setting| setting == "--requirepass") {
+            let login = redis::cmd("AUTH").arg(&self.settings[at + 1]).exec_async(&mut connection).await;
+            login.expect("its own password");
+        }
+        let answer = ask.query_async(&mut connection).await;
         answer.unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 

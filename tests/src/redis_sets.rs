@@ -36,12 +36,21 @@ pub struct Sentinels(Vec<PrivateRedis>);
 impl Sentinels {
     /// Starts them, and waits until all of them know each other and the master's replica.
     pub async fn watch(master: &PrivateRedis) -> Self {
+        Self::configured(master, "").await
+    }
+
+    /// [`watch`](Self::watch), of servers that ask for a password.
+    pub async fn watch_with(master: &PrivateRedis, password: &str) -> Self {
+        Self::configured(master, &format!("sentinel auth-pass {MASTER} {password}\n")).await
+    }
+
+    async fn configured(master: &PrivateRedis, more: &str) -> Self {
         let mut sentinels = Vec::new();
         for _ in 0..3 {
             let mut sentinel = PrivateRedis::away(&[]);
             let settings = format!(
                 "port {}\nbind 127.0.0.1\nsentinel monitor {MASTER} 127.0.0.1 {} 2\n\
-                 sentinel down-after-milliseconds {MASTER} 500\nsentinel failover-timeout {MASTER} 3000\n",
+                 sentinel down-after-milliseconds {MASTER} 500\nsentinel failover-timeout {MASTER} 3000\n{more}",
                 sentinel.port(),
                 master.port()
             );

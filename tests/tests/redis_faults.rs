@@ -202,3 +202,33 @@ async fn with_half_a_second_of_latency_slots_still_come_before_they_are_due() {
     timeout(PATIENCE, in_time).await.expect("a slot that can still be used");
     assert_eq!(limiter.health(), Ok(()));
 }
+
+/// The server's clock is set again and again, each time to so many seconds from the right one.
+async fn never_above_20_while_the_clock_goes(offsets: &[&str]) {
+    let mut server = PrivateRedis::away(&[]);
+    server.with_own_clock().revive().await;
+    let seconds = async || server.ask::<Vec<f64>>("TIME").await[0];
+    never_above_20_while(&config(&server.url()), 120, async |_| {
+        for offset in offsets {
+            sleep(A_WHILE).await;
+            let before = seconds().await;
+            server.set_clock(offset);
+            let step: f64 = offset.parse().unwrap();
+            assert!(
+                step.abs() < 10.0 || (seconds().await - before).abs() > step.abs() / 2.0,
+                "the clock is set"
+            );
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_servers_clock_that_is_set_ahead_never_frees_a_call() {
+    never_above_20_while_the_clock_goes(&["+0.1", "+0.6", "+2.5", "+3600"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_servers_clock_that_is_set_back_neither_frees_nor_holds_a_call() {
+    never_above_20_while_the_clock_goes(&["-0.1", "-0.6", "-2.5", "-3600"]).await;
+}
