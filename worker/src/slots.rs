@@ -137,7 +137,8 @@ impl Clerk {
             LimiterError::Away(_) if *failures == 1 => warn!(%error, stack = self.stack.name, "waiting"),
             LimiterError::Away(_) => {}
         }
-        let pause = Duration::from_millis(50).saturating_mul(1 << (*failures).min(6));
+        // At most 400 ms: whoever waits longer than the outage gives away calls after it.
+        let pause = Duration::from_millis(50).saturating_mul(1 << (*failures).min(3));
         sleep(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
     }
 }

@@ -115,7 +115,7 @@ impl Servers {
         match self.way {
             Way::Server(_) => one,
             // Of several one may be silent, and the next is asked only then.
-            Way::Sentinels | Way::Cluster { .. } => 2 * one,
+            Way::Sentinels | Way::Cluster { .. } => one + connect_timeout,
         }
     }
 
