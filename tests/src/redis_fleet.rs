@@ -4,12 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use pixfleet_shared::{
     fleet::redis::{Config, Redis, RedisLimiter},
+    id::Id,
+    ledger::Begun,
     limiter::RateLimiter,
 };
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    conformance::limiter::{assert_never_above, greedy, per_second},
+    conformance::limiter::{a_hold_off_reaches_every_client, assert_never_above, greedy, per_second, slots},
     servers::fresh_name,
 };
 
@@ -80,5 +82,22 @@ pub async fn well_again(limiter: &dyn RateLimiter) {
     while let Err(why) = limiter.health() {
         assert!(Instant::now() < deadline, "not well after {PATIENCE:?}: {why}");
         sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Two processes limit together, hear of each other's hold-offs, and know what the other one settled.
+pub async fn everything_works(config: &Config) {
+    let engines = fleet(config, 2).await;
+    let limiters = limiters(&engines);
+    for stack in 0..5 {
+        let stack = per_second(&format!("test.many-{stack}"), 50);
+        slots(&*limiters[stack.name.len() % 2], &stack, &[1, 1]).await;
+    }
+    a_hold_off_reaches_every_client("test", &clients(&limiters)).await;
+    for n in 0..5_u8 {
+        let job = Id::of(&[b"job", &[n], config.namespace.as_bytes()]);
+        assert_eq!(engines[0].ledger().begin(job).await.unwrap(), Begun::Fresh);
+        engines[0].ledger().settled(job).await.unwrap();
+        assert_eq!(engines[1].ledger().begin(job).await.unwrap(), Begun::Settled);
     }
 }

@@ -127,6 +127,13 @@ impl Cluster {
         format!("redis+cluster://{}", hosts.join(","))
     }
 
+    /// Asks each node.
+    pub async fn each(&self, command: &str) {
+        for node in &self.0 {
+            let () = node.ask(command).await;
+        }
+    }
+
     /// Ends the node that has `key`.
     pub async fn kill_owner(&mut self, key: &str) -> u16 {
         let slot: u16 = self.0[0].ask(&format!("CLUSTER KEYSLOT {key}")).await;

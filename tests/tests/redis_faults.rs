@@ -96,17 +96,48 @@ async fn a_full_server_that_evicts_the_limits_never_frees_a_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_without_its_replica_grants_nothing_and_says_so() {
+    let server = PrivateRedis::start(&[]).await;
+    never_above_20_while(&config(&server.url()), 60, async |limiter| {
+        sleep(A_WHILE).await;
+        let () = server.ask("CONFIG SET min-replicas-to-write 1").await;
+        let why = says_why(limiter).await;
+        assert!(why.contains("NOREPLICAS"), "{why}");
+        let () = server.ask("CONFIG SET min-replicas-to-write 0").await;
+        well_again(limiter).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_clock_is_another_and_takes_over_never_frees_a_call() {
+    for offset in ["-5", "+5"] {
+        let mut master = PrivateRedis::start(&[]).await;
+        let port = master.port().to_string();
+        let mut replica = PrivateRedis::away(&["--replicaof", "127.0.0.1", &port]);
+        replica.with_own_clock().set_clock(offset);
+        replica.revive().await;
+        replica.says("INFO replication", "master_link_status:up").await;
+        take_over(&mut master, &replica).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_missed_the_last_grants_and_takes_over_the_address_never_frees_a_call() {
     let (mut master, replica) = master_and_replica(&[]).await;
-    let proxy = proxied(&master).await;
+    take_over(&mut master, &replica).await;
+}
+
+async fn take_over(master: &mut PrivateRedis, replica: &PrivateRedis) {
+    let proxy = proxied(master).await;
     never_above_20_while(&config(&url(&proxy)), 90, async |limiter| {
         sleep(A_WHILE).await;
-        cut_off(&replica).await;
+        cut_off(replica).await;
         sleep(A_WHILE).await;
         master.kill();
         says_why(limiter).await;
         proxy.lead_to(replica.port());
-        promote(&replica).await;
+        promote(replica).await;
         well_again(limiter).await;
     })
     .await;

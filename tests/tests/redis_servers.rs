@@ -3,39 +3,17 @@
 
 use std::time::Duration;
 
-use pixfleet_shared::{
-    fleet::redis::{Config, Redis},
-    id::Id,
-    ledger::Begun,
-};
+use pixfleet_shared::fleet::redis::{Config, Redis};
 use pixfleet_tests::{
     certificates::Certificates,
-    conformance::limiter::{a_hold_off_reaches_every_client, per_second, slots},
     private_redis::PrivateRedis,
-    redis_fleet::{clients, config, fleet, limiters, never_above_20_while, says_why, well_again},
+    redis_fleet::{config, everything_works, never_above_20_while, says_why, well_again},
     redis_sets::{Cluster, Sentinels, cut_off, master_and_replica},
 };
 use tokio::time::sleep;
 
 /// Long enough for the state to differ from what it was.
 const A_WHILE: Duration = Duration::from_millis(700);
-
-/// Two processes limit together, hear of each other's hold-offs, and know what the other one settled.
-async fn everything_works(config: &Config) {
-    let engines = fleet(config, 2).await;
-    let limiters = limiters(&engines);
-    for stack in 0..5 {
-        let stack = per_second(&format!("test.many-{stack}"), 50);
-        slots(&*limiters[stack.name.len() % 2], &stack, &[1, 1]).await;
-    }
-    a_hold_off_reaches_every_client("test", &clients(&limiters)).await;
-    for n in 0..5_u8 {
-        let job = Id::of(&[b"job", &[n], config.namespace.as_bytes()]);
-        assert_eq!(engines[0].ledger().begin(job).await.unwrap(), Begun::Fresh);
-        engines[0].ledger().settled(job).await.unwrap();
-        assert_eq!(engines[1].ledger().begin(job).await.unwrap(), Begun::Settled);
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sentinels_name_the_master_also_when_one_of_them_is_gone() {
