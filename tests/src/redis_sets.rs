@@ -16,8 +16,16 @@ pub async fn master_and_replica(settings: &[&str]) -> (PrivateRedis, PrivateRedi
     let master = PrivateRedis::start(&quick).await;
     let port = master.port().to_string();
     let replica = PrivateRedis::start(&[&quick[..], &["--replicaof", "127.0.0.1", &port]].concat()).await;
-    replica.says("INFO replication", "master_link_status:up").await;
+    in_step(&master, &replica).await;
     (master, replica)
+}
+
+/// Waits until what the master writes is on the replica at once.
+pub async fn in_step(master: &PrivateRedis, replica: &PrivateRedis) {
+    replica.says("INFO replication", "master_link_status:up").await;
+    // The link is up before its master sends on it: a first write says when it does.
+    let () = master.ask("SET in-step 1").await;
+    replica.says("EXISTS in-step", "1").await;
 }
 
 /// From now on the replica misses what its master writes.
