@@ -6,6 +6,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::private_redis::{PrivateRedis, free_port};
 
+/// The password of sentinels that have one.
+pub const SENTINEL_PASSWORD: &str = "of-the-sentinels";
 /// The name that the sentinels know the master by.
 pub const MASTER: &str = "mymaster";
 
@@ -44,15 +46,17 @@ pub struct Sentinels(Vec<PrivateRedis>);
 impl Sentinels {
     /// Starts them, and waits until all of them know each other and the master's replica.
     pub async fn watch(master: &PrivateRedis) -> Self {
-        Self::configured(master, "").await
+        Self::configured(master, "", &["--sentinel"]).await
     }
 
-    /// [`watch`](Self::watch), of servers that ask for a password.
+    /// [`watch`](Self::watch), of servers that ask for a password, by sentinels that ask for [another](SENTINEL_PASSWORD).
     pub async fn watch_with(master: &PrivateRedis, password: &str) -> Self {
-        Self::configured(master, &format!("sentinel auth-pass {MASTER} {password}\n")).await
+        let more =
+            format!("sentinel auth-pass {MASTER} {password}\nsentinel sentinel-pass {SENTINEL_PASSWORD}\n");
+        Self::configured(master, &more, &["--sentinel", "--requirepass", SENTINEL_PASSWORD]).await
     }
 
-    async fn configured(master: &PrivateRedis, more: &str) -> Self {
+    async fn configured(master: &PrivateRedis, more: &str, flags: &[&str]) -> Self {
         let mut sentinels = Vec::new();
         for _ in 0..3 {
             let mut sentinel = PrivateRedis::away(&[]);
@@ -63,7 +67,7 @@ impl Sentinels {
                 master.port()
             );
             std::fs::write(sentinel.file("sentinel.conf"), settings).expect("a settings file");
-            sentinel.set_file("sentinel.conf", &["--sentinel"]);
+            sentinel.set_file("sentinel.conf", flags);
             sentinel.revive().await;
             sentinels.push(sentinel);
         }

@@ -8,7 +8,7 @@ use pixfleet_tests::{
     certificates::Certificates,
     private_redis::PrivateRedis,
     redis_fleet::{config, everything_works, never_above_20_while, says_why, well_again},
-    redis_sets::{Cluster, Sentinels, cut_off, master_and_replica},
+    redis_sets::{Cluster, SENTINEL_PASSWORD, Sentinels, cut_off, master_and_replica},
 };
 use tokio::time::sleep;
 
@@ -20,10 +20,16 @@ async fn sentinels_name_the_master_also_when_one_of_them_is_gone() {
     let (master, _replica) =
         master_and_replica(&["--requirepass", "right-one", "--masterauth", "right-one"]).await;
     let mut sentinels = Sentinels::watch_with(&master, "right-one").await;
+    let password = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(password.path(), SENTINEL_PASSWORD).unwrap();
     let url = sentinels.url().replace("://", "://:right-one@");
-    everything_works(&config(&url)).await;
+    let known =
+        || Config { sentinel_password_file: Some(password.path().display().to_string()), ..config(&url) };
+    everything_works(&known()).await;
     sentinels.kill_one();
-    everything_works(&config(&url)).await;
+    everything_works(&known()).await;
+    let why = Redis::start(&config(&url)).unwrap().ready(A_WHILE).await.unwrap_err();
+    assert!(why.contains("NOAUTH") && why.contains("mymaster") && !why.contains("right-one"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
