@@ -242,4 +242,19 @@ mod tests {
         mapping.observe(9_000_000, 29_000_000, SERVER + 19_000_000);
         assert_eq!(mapping.lead_us(), MAX_LEAD_US);
     }
+
+    #[test]
+    fn a_network_that_is_slow_is_waited_for_and_one_that_hiccups_is_not() {
+        let mut mapping = Mapping::default();
+        for i in 0..50 {
+            mapping.observe(i * 600_000, i * 600_000 + 500_000, SERVER + i * 600_000 + 250_000);
+        }
+        assert!((500_000..520_000).contains(&mapping.lead_us()), "{}", mapping.lead_us());
+        let mut mapping = Mapping::default();
+        for i in 0..50 {
+            mapping.observe(i * 1_000, i * 1_000 + 200, SERVER + i * 1_000 + 100);
+        }
+        mapping.observe(60_000, 560_000, SERVER + 310_000);
+        assert_eq!(mapping.lead_us(), MAX_SPREAD_LEAD_US);
+    }
 }

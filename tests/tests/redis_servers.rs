@@ -1,5 +1,4 @@
 //! The limiter and the ledger on every kind of Redis that a URL may name: behind sentinels, as a cluster, over TLS.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
 
 use std::time::Duration;
 

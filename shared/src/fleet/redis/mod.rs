@@ -5,6 +5,7 @@
 //! commands, and one that listens for the fleet's hold-offs.
 
 mod address;
+mod ages;
 mod config;
 mod hold_offs;
 mod ledger;

@@ -6,10 +6,7 @@
 
 use std::{
     future::Future,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -23,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Config, Unusable,
+    ages::Ages,
     servers::{Connection, Servers},
 };
 
@@ -190,31 +188,6 @@ struct Pooled {
     age: u64,
 }
 
-/// Numbers the connections, and knows which of them are of no more use.
-#[derive(Default)]
-struct Ages {
-    next: AtomicU64,
-    condemned_below: AtomicU64,
-}
-
-impl Ages {
-    fn next(&self) -> u64 {
-        self.next.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// Condemns a connection and all others that were begun by now. What is heard of one that is condemned already is
-    /// old news, and condemns no more.
-    fn condemn(&self, age: u64) {
-        if !self.is_condemned(age) {
-            self.condemned_below.fetch_max(self.next.load(Ordering::Relaxed), Ordering::Relaxed);
-        }
-    }
-
-    fn is_condemned(&self, age: u64) -> bool {
-        age < self.condemned_below.load(Ordering::Relaxed)
-    }
-}
-
 impl managed::Manager for Connections {
     type Type = Pooled;
     type Error = RedisError;
@@ -272,19 +245,6 @@ fn unlent(error: &PoolError<RedisError>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_connection_that_fails_condemns_all_that_are_as_old_once() {
-        let ages = Ages::default();
-        let (one, other) = (ages.next(), ages.next());
-        ages.condemn(one);
-        assert!(ages.is_condemned(one) && ages.is_condemned(other));
-        let new = ages.next();
-        ages.condemn(other);
-        assert!(!ages.is_condemned(new), "old news");
-        ages.condemn(new);
-        assert!(ages.is_condemned(new));
-    }
 
     fn said_by_server(line: &str) -> RedisError {
         redis::parse_redis_value(format!("-{line}\r\n").as_bytes())
