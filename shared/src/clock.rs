@@ -23,8 +23,10 @@ const COME_BACK_AHEAD: Duration = Duration::from_micros(HORIZON_US / 2);
 const DRIFT_PPM: u64 = 100;
 /// A contradiction up to this much is put down to a clock being slewed.
 const SLEW_US: u64 = 1_000;
-/// The longest lead that is asked for, however slow the network was lately.
-const MAX_LEAD_US: u64 = 100_000;
+/// The longest lead that is asked for because round trips differ.
+const MAX_SPREAD_LEAD_US: u64 = 100_000;
+/// The longest lead, however slow the network is: some of the horizon must be left to book in.
+const MAX_LEAD_US: u64 = HORIZON_US * 3 / 4;
 
 /// A server's clock that jumps ahead by more than this puts what it booked in doubt.
 const DOUBT_US: u64 = 20_000;
@@ -107,7 +109,8 @@ impl Mapping {
     /// How far ahead a slot must be to be still ahead when the answer arrives.
     fn lead_us(&self) -> u64 {
         let (mean, spread) = self.travel_us.unwrap_or_default();
-        (LEAD_US + mean + 4 * spread).min(MAX_LEAD_US)
+        // A network that is slow is waited for; a single hiccup is not.
+        (LEAD_US + mean + 4 * spread).min(MAX_SPREAD_LEAD_US.max(LEAD_US + mean)).min(MAX_LEAD_US)
     }
 
     fn server_us(&self, local_us: u64) -> Option<u64> {
@@ -249,5 +252,20 @@ mod tests {
         assert!((21_000..30_000).contains(&mapping.lead_us()), "{}", mapping.lead_us());
         mapping.observe(9_000_000, 29_000_000, SERVER + 19_000_000);
         assert_eq!(mapping.lead_us(), MAX_LEAD_US);
+    }
+
+    #[test]
+    fn a_network_that_is_slow_is_waited_for_and_one_that_hiccups_is_not() {
+        let mut mapping = Mapping::default();
+        for i in 0..50 {
+            mapping.observe(i * 600_000, i * 600_000 + 500_000, SERVER + i * 600_000 + 250_000);
+        }
+        assert!((500_000..520_000).contains(&mapping.lead_us()), "{}", mapping.lead_us());
+        let mut mapping = Mapping::default();
+        for i in 0..50 {
+            mapping.observe(i * 1_000, i * 1_000 + 200, SERVER + i * 1_000 + 100);
+        }
+        mapping.observe(60_000, 560_000, SERVER + 310_000);
+        assert_eq!(mapping.lead_us(), MAX_SPREAD_LEAD_US);
     }
 }

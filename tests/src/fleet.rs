@@ -44,6 +44,8 @@ pub struct Fleet {
     pub rabbitmq_url: String,
     /// Whether the workers' Redis is the one of their settings file, not the private one.
     pub without_redis: bool,
+    /// Another Redis than the private one, for workers that start from now on.
+    pub redis_url: Option<String>,
     workers: Vec<Option<Worker>>,
     namespace: String,
     folder: TempDir,
@@ -71,8 +73,16 @@ impl Fleet {
         std::fs::write(folder.path().join("pixfleet.toml"), toml).unwrap();
         let queue =
             RabbitQueue::connect(Config { url: rabbitmq_url.clone(), ..Config::default() }).await.unwrap();
-        let namespace = servers::fresh_name("fleet");
-        Self { sandbox, queue, rabbitmq_url, without_redis: false, workers: Vec::new(), namespace, folder }
+        Self {
+            sandbox,
+            queue,
+            rabbitmq_url,
+            without_redis: false,
+            redis_url: None,
+            workers: Vec::new(),
+            namespace: servers::fresh_name("fleet"),
+            folder,
+        }
     }
 
     /// A `pixfleet` command with this fleet's settings and servers.
@@ -88,7 +98,10 @@ impl Fleet {
             .env("XDG_STATE_HOME", self.folder.path());
         match self.without_redis {
             true => command.env_remove("PIXFLEET_REDIS_URL"),
-            false => command.env("PIXFLEET_REDIS_URL", servers::redis_url()),
+            false => {
+                let url = self.redis_url.clone().unwrap_or_else(servers::redis_url);
+                command.env("PIXFLEET_REDIS_URL", url)
+            }
         };
         command
     }

@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+pub mod certificates;
 pub mod conformance;
 pub mod crash_loop;
+pub mod fault_proxy;
 pub mod fleet;
 pub mod one_machine;
 pub mod private_redis;
+pub mod redis_fleet;
+pub mod redis_sets;
 pub mod servers;
 pub mod venv;

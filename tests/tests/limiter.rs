@@ -5,41 +5,18 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, future::join_all};
 use pixfleet_shared::{
-    fleet::redis::{Config, Redis, RedisLimiter},
+    fleet::redis::{Config, Redis},
     id::Id,
     ledger::{Begun, Ledger, LedgerError},
     limiter::{HoldOff, LimiterError, Order, RateLimiter, Reservation},
 };
 use pixfleet_tests::{
-    conformance::limiter::{assert_never_above, greedy, held, per_second, slots},
+    conformance::limiter::{held, per_second, slots},
     private_redis::PrivateRedis,
+    redis_fleet::{PATIENCE, config, fleet},
     servers::{fresh_name, redis_url},
 };
-use redis::aio::MultiplexedConnection;
-use tokio::time::{Instant, sleep, timeout};
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn config(url: &str) -> Config {
-    Config { url: url.to_owned(), namespace: fresh_name("limiter"), ..Config::default() }
-}
-
-/// `size` processes of one fleet.
-async fn fleet(config: &Config, size: usize) -> Vec<Redis> {
-    let fleet: Vec<Redis> = (0..size).map(|_| Redis::start(config).unwrap()).collect();
-    for engine in &fleet {
-        engine.ready(PATIENCE).await.unwrap();
-    }
-    fleet
-}
-
-fn clients(limiters: &[Arc<RedisLimiter>]) -> Vec<&dyn RateLimiter> {
-    limiters.iter().map(|limiter| &**limiter as &dyn RateLimiter).collect()
-}
-
-fn limiters(fleet: &[Redis]) -> Vec<Arc<RedisLimiter>> {
-    fleet.iter().map(Redis::limiter).collect()
-}
+use tokio::time::{Instant, timeout};
 
 /// Waits until `engine` answers again.
 async fn well_again(engine: &Redis) {
@@ -58,78 +35,6 @@ async fn three_ledgers() -> (Vec<Arc<dyn Ledger>>, Vec<Redis>) {
 
 pixfleet_tests::limiter_conforms!(four_limiters);
 pixfleet_tests::ledger_conforms!(three_ledgers);
-
-/// Two processes book as fast as they may while `disturb` is done to their server again and again.
-async fn never_above_20_while<F, G>(mut server: PrivateRedis, times: usize, mut disturb: F)
-where
-    F: FnMut(PrivateRedis, MultiplexedConnection) -> G,
-    G: Future<Output = PrivateRedis>,
-{
-    let engines = fleet(&config(&server.url()), 2).await;
-    let limiters = limiters(&engines);
-    let clients = clients(&limiters);
-    let stack = per_second("test.lost", 20);
-    let disturbance = async {
-        for _ in 0..times {
-            sleep(Duration::from_millis(700)).await;
-            let connection = server.connection().await;
-            server = disturb(server, connection).await;
-        }
-        server
-    };
-    let (moments, _server) = tokio::join!(greedy(&clients, &stack, 1, 90), disturbance);
-    assert_never_above(20, &moments);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn emptying_the_server_never_frees_a_call() {
-    let server = PrivateRedis::start(&[]).await;
-    never_above_20_while(server, 3, |server, mut connection| async move {
-        redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
-        server
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_forgotten_script_is_loaded_again() {
-    let server = PrivateRedis::start(&[]).await;
-    never_above_20_while(server, 3, |server, mut connection| async move {
-        redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut connection).await.unwrap();
-        server
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_dies_and_comes_back_empty_never_frees_a_call() {
-    let server = PrivateRedis::start(&[]).await;
-    never_above_20_while(server, 2, |mut server, _| async move {
-        server.kill();
-        server.revive().await;
-        server
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_dies_and_comes_back_with_yesterdays_state_never_frees_a_call() {
-    let server = PrivateRedis::start(&["--save", "3600 1"]).await;
-    let mut saved = false;
-    never_above_20_while(server, 2, move |mut server, mut connection| {
-        let save = !std::mem::replace(&mut saved, true);
-        async move {
-            if save {
-                redis::cmd("SAVE").exec_async(&mut connection).await.unwrap();
-            } else {
-                server.kill();
-                server.revive().await;
-            }
-            server
-        }
-    })
-    .await;
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_server_is_away_nothing_is_granted_and_work_goes_on_when_it_is_back() {

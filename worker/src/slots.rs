@@ -307,7 +307,8 @@ impl Clerk {
         if matches!(error, LimiterError::Away(_)) && self.leave_safely(exit, room).await {
             return;
         }
-        let pause = Duration::from_millis(50).saturating_mul(1 << self.failures.min(6));
+        // At most 400 ms: whoever waits longer than the outage gives away calls after it.
+        let pause = Duration::from_millis(50).saturating_mul(1 << self.failures.min(3));
         sleep(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
     }
 

@@ -64,8 +64,9 @@ impl Config {
         };
         let amqp = ["amqp://", "amqps://"].iter().any(|scheme| self.rabbitmq.url.starts_with(scheme));
         demand(amqp, "rabbitmq.url", "not a RabbitMQ URL: give amqp://HOST:PORT/VHOST or amqps://…");
-        let redis = ["redis://", "rediss://"].iter().any(|scheme| self.redis.url.starts_with(scheme));
-        demand(redis, "redis.url", "not a Redis URL: give redis://HOST:PORT/DATABASE or rediss://…");
+        if let Err(why) = self.redis.check_url() {
+            demand(false, "redis.url", &why);
+        }
         let listen = &self.admin.listen;
         demand(
             listen.is_empty() || is_address(listen),

@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use redis::aio::MultiplexedConnection;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
@@ -12,6 +11,7 @@ use super::{
     hold_offs::Held,
     pool::Away,
     reply::{Decided, Reply},
+    servers::Connection,
     wire::{Amended, Question, Shared, Wire},
 };
 use crate::{
@@ -350,7 +350,7 @@ impl RateLimiter for RedisLimiter {
     async fn history(&self, stack: &str) -> Result<Vec<Amendment>, LimiterError> {
         let mut ask = redis::cmd("LRANGE");
         ask.arg(self.wire.history_key(stack)).arg(0).arg(-1);
-        let work = move |mut connection: MultiplexedConnection| async move {
+        let work = move |mut connection: Connection| async move {
             ask.query_async::<Vec<String>>(&mut connection).await
         };
         let lines = self.wire.link.exchange(work).await?;

@@ -4,6 +4,8 @@
 //! says why, and work begins when it answers. Two kinds of connection are kept: a pool of multiplexed ones for
 //! commands, and one that listens for the fleet's hold-offs.
 
+mod address;
+mod ages;
 mod config;
 mod hold_offs;
 mod ledger;
@@ -12,6 +14,7 @@ mod listener;
 mod pool;
 mod reply;
 mod scripts;
+mod servers;
 mod wire;
 
 use std::{sync::Arc, time::Duration};

@@ -1,15 +1,12 @@
 //! Connections for commands: a few, multiplexed, each lent for a moment and used by many callers at once.
 //!
-//! Nobody asks a connection whether it is well before using it. Whoever sees one fail marks it, and the pool puts
-//! a new one in its place at the next loan; so a connection to a server that was demoted, froze or vanished costs
-//! one failed exchange.
+//! Nobody asks a connection whether it is well before using it. Whoever sees one fail condemns it, and with it all that
+//! are as old: they lead to the same server. The pool puts new ones in their place at the next loan; so a server that
+//! was demoted, froze or vanished costs one failed exchange, and nobody goes on with it when it comes back as something else.
 
 use std::{
     future::Future,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -17,14 +14,16 @@ use deadpool::{
     Runtime,
     managed::{self, Metrics, PoolError, RecycleError, RecycleResult, TimeoutType},
 };
-use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, ServerErrorKind,
-    aio::MultiplexedConnection,
-};
+use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Unusable, scripts::Scripts};
+use super::{
+    Config, Unusable,
+    ages::Ages,
+    scripts::Scripts,
+    servers::{Connection, Servers},
+};
 
 /// Without other exchanges, one is made this often, so that health is never old news.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -36,9 +35,9 @@ pub(super) struct Away(pub(super) String);
 /// The way to the server, and what is known of its health.
 pub(super) struct Link {
     pool: managed::Pool<Connections>,
-    client: Client,
+    ages: Arc<Ages>,
+    servers: Arc<Servers>,
     address: String,
-    connect_timeout: Duration,
     health: Mutex<Health>,
     pub(super) scripts: Arc<Scripts>,
 }
@@ -50,18 +49,17 @@ struct Health {
 
 impl Link {
     pub(super) fn new(config: &Config) -> Result<Self, Unusable> {
-        let client = config.client()?;
-        let address = client.get_connection_info().addr().to_string();
+        let servers = Arc::new(config.servers()?);
+        let address = servers.shown();
         let scripts = Arc::new(Scripts::new());
+        let ages = Arc::new(Ages::default());
         let connections = Connections {
-            client: client.clone(),
-            config: AsyncConnectionConfig::new()
-                .set_connection_timeout(Some(config.connect_timeout()))
-                .set_response_timeout(Some(config.response_timeout())),
+            servers: servers.clone(),
+            ages: ages.clone(),
             max_age: config.max_age(),
             scripts: scripts.clone(),
         };
-        let create = config.connect_timeout() + 2 * config.response_timeout();
+        let create = servers.patience();
         let pool = managed::Pool::builder(connections)
             .max_size(config.pool_size)
             .runtime(Runtime::Tokio1)
@@ -72,8 +70,8 @@ impl Link {
             .map_err(|error| Unusable(error.to_string()))?;
         Ok(Self {
             pool,
-            client,
-            connect_timeout: config.connect_timeout(),
+            ages,
+            servers,
             health: Mutex::new(Health {
                 state: Err(format!("Redis at {address} has not answered yet")),
                 at: Instant::now(),
@@ -84,15 +82,13 @@ impl Link {
     }
 
     /// Lends a connection to `work`, and draws the conclusions from how it went.
-    pub(super) async fn exchange<T, F>(
-        &self,
-        work: impl FnOnce(MultiplexedConnection) -> F + Send,
-    ) -> Result<T, Away>
+    pub(super) async fn exchange<T, F>(&self, work: impl FnOnce(Connection) -> F + Send) -> Result<T, Away>
     where
         F: Future<Output = RedisResult<T>> + Send,
     {
         let lent = match self.pool.get().await {
-            Ok(pooled) => pooled.lend(),
+            // A clone to work with, while the pooled one is back at once.
+            Ok(pooled) => (*pooled).clone(),
             Err(error) => return Err(self.ill(&unlent(&error))),
         };
         match work(lent.connection).await {
@@ -102,7 +98,7 @@ impl Link {
             }
             Err(error) => {
                 if ends_connection(&error) {
-                    lent.failed.store(true, Ordering::Relaxed);
+                    self.ages.condemn(lent.age);
                 }
                 Err(self.ill(&error.to_string()))
             }
@@ -112,11 +108,11 @@ impl Link {
     /// A connection of its own that listens.
     pub(super) async fn subscribe(&self, channel: &str) -> Result<redis::aio::PubSub, Away> {
         let connect = async {
-            let mut listening = self.client.get_async_pubsub().await?;
+            let mut listening = self.servers.listen().await?;
             listening.subscribe(channel).await?;
             Ok::<_, RedisError>(listening)
         };
-        match tokio::time::timeout(self.connect_timeout, connect).await {
+        match tokio::time::timeout(self.servers.patience(), connect).await {
             Ok(Ok(listening)) => Ok(listening),
             Ok(Err(error)) => Err(Away(format!("Redis at {}: {error}", self.address))),
             Err(_) => Err(Away(format!("Redis at {}: no answer in time", self.address))),
@@ -154,7 +150,7 @@ impl Link {
 /// Keeps the health of an idle process fresh. A write, because a server that only reads can't limit anything.
 pub(super) async fn keep_probing(link: Arc<Link>, namespace: Arc<str>, stop: CancellationToken) {
     let key = format!("{namespace}:probe");
-    let probe = |mut connection: MultiplexedConnection| {
+    let probe = |mut connection: Connection| {
         let mut write = redis::cmd("SET");
         write.arg(&key).arg(1).arg("PX").arg(10_000);
         async move { write.exec_async(&mut connection).await }
@@ -175,27 +171,16 @@ pub(super) async fn keep_probing(link: Arc<Link>, namespace: Arc<str>, stop: Can
 
 /// Makes connections and judges them when they are lent.
 struct Connections {
-    client: Client,
-    config: AsyncConnectionConfig,
+    servers: Arc<Servers>,
+    ages: Arc<Ages>,
     max_age: Duration,
     scripts: Arc<Scripts>,
 }
 
+#[derive(Clone)]
 struct Pooled {
-    connection: MultiplexedConnection,
-    failed: Arc<AtomicBool>,
-}
-
-/// A clone to work with, while the pooled one is back at once.
-struct Lent {
-    connection: MultiplexedConnection,
-    failed: Arc<AtomicBool>,
-}
-
-impl Pooled {
-    fn lend(&self) -> Lent {
-        Lent { connection: self.connection.clone(), failed: self.failed.clone() }
-    }
+    connection: Connection,
+    age: u64,
 }
 
 impl managed::Manager for Connections {
@@ -204,16 +189,22 @@ impl managed::Manager for Connections {
 
     /// Connects and loads the scripts, so that each call of one is a single round trip from the first on.
     async fn create(&self) -> Result<Pooled, RedisError> {
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
+        let age = self.ages.next();
+        let mut connection = self.servers.connect().await?;
         for script in self.scripts.all() {
-            script.load_async(&mut connection).await?;
+            match (script.load_async(&mut connection).await, &connection) {
+                // All masters of a cluster are told, and one that is away must not stop what the others do. Where a
+                // script is missing, its first call loads it.
+                (Ok(_), _) | (Err(_), Connection::Cluster(_)) => {}
+                (Err(error), Connection::Server(_)) => return Err(error),
+            }
         }
-        Ok(Pooled { connection, failed: Arc::new(AtomicBool::new(false)) })
+        Ok(Pooled { connection, age })
     }
 
     async fn recycle(&self, pooled: &mut Pooled, metrics: &Metrics) -> RecycleResult<RedisError> {
-        if pooled.failed.load(Ordering::Relaxed) {
-            return Err(RecycleError::message("failed"));
+        if self.ages.is_condemned(pooled.age) {
+            return Err(RecycleError::message("condemned"));
         }
         if metrics.age() > self.max_age {
             return Err(RecycleError::message("of age"));

@@ -12,6 +12,7 @@ pub(super) struct Scripts {
     pub(super) remember: Script,
     pub(super) amend: Script,
     pub(super) share: Script,
+    pub(super) look: Script,
 }
 
 impl Scripts {
@@ -25,11 +26,12 @@ impl Scripts {
             remember: Script::new(include_str!("remember.lua")),
             amend: Script::new(include_str!("amend.lua")),
             share: Script::new(include_str!("share.lua")),
+            look: Script::new(include_str!("look.lua")),
         }
     }
 
-    pub(super) fn all(&self) -> [&Script; 8] {
-        let Self { reserve, hold_off, open, late, refund, remember, amend, share } = self;
-        [reserve, hold_off, open, late, refund, remember, amend, share]
+    pub(super) fn all(&self) -> [&Script; 9] {
+        let Self { reserve, hold_off, open, late, refund, remember, amend, share, look } = self;
+        [reserve, hold_off, open, late, refund, remember, amend, share, look]
     }
 }

@@ -2,13 +2,14 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use redis::{ScriptInvocation, aio::MultiplexedConnection};
+use redis::ScriptInvocation;
 use tokio::time::Instant;
 
 use super::{
     hold_offs::{Held, HoldOffs},
     pool::{Away, Link},
     reply::Reply,
+    servers::Connection,
 };
 use crate::{
     clock::{Clock, Observed},
@@ -97,7 +98,7 @@ impl Wire {
 
     pub(super) async fn reserve(&self, question: &Question<'_>) -> Result<(Reply, Observed), Away> {
         let script = self.asking(question);
-        let work = move |mut connection: MultiplexedConnection| async move {
+        let work = move |mut connection: Connection| async move {
             let sent = Instant::now();
             let reply: Reply = script.invoke_async(&mut connection).await?;
             Ok((sent, Instant::now(), reply))
@@ -168,7 +169,7 @@ impl Wire {
             .arg(KEEP_IDLE.as_millis() as u64)
             .arg(self.channel())
             .arg(stack);
-        let work = move |mut connection: MultiplexedConnection| async move {
+        let work = move |mut connection: Connection| async move {
             let sent = Instant::now();
             let reply: (u64, u64) = script.invoke_async(&mut connection).await?;
             Ok((sent, Instant::now(), reply))
@@ -243,7 +244,7 @@ impl Wire {
         if let Some((limit, Count { start_us, end_us, used, next })) = spent {
             script.arg(&limit.name).arg(start_us).arg(end_us).arg(used).arg(next);
         }
-        let work = move |mut connection: MultiplexedConnection| async move {
+        let work = move |mut connection: Connection| async move {
             script.invoke_async::<(u8, Option<u64>, Option<String>)>(&mut connection).await
         };
         Ok(match self.link.exchange(work).await? {
@@ -259,7 +260,7 @@ impl Wire {
     pub(super) async fn terms(&self, stack: &str) -> Result<Terms, Away> {
         let mut ask = redis::cmd("HMGET");
         ask.arg(self.key(stack)).arg("rev").arg("terms");
-        let work = move |mut connection: MultiplexedConnection| async move {
+        let work = move |mut connection: Connection| async move {
             ask.query_async::<(Option<u64>, Option<String>)>(&mut connection).await
         };
         let (rev, text) = self.link.exchange(work).await?;
@@ -279,7 +280,7 @@ impl Wire {
         script.arg(&self.process).arg(limit.calls).arg(held).arg(wanted).arg(claim);
         script.arg(LEASE.as_micros() as u64).arg(CLOCK_STEP_US).arg(self.channel()).arg(stack);
         let asked = Instant::now();
-        let work = move |mut connection: MultiplexedConnection| async move {
+        let work = move |mut connection: Connection| async move {
             script.invoke_async::<(u64, u32, u64, u8, u32, u32)>(&mut connection).await
         };
         let (_, calls, _, contended, ..) = self.link.exchange(work).await?;
@@ -289,13 +290,12 @@ impl Wire {
 
     /// The server's clock, and all that it has of the stack.
     pub(super) async fn hash(&self, stack: &str) -> Result<(u64, HashMap<String, String>), Away> {
-        let mut ask = redis::pipe();
-        ask.cmd("TIME").cmd("HGETALL").arg(self.key(stack));
-        let work = move |mut connection: MultiplexedConnection| async move {
+        let script = self.link.scripts.look.key(self.key(stack));
+        let work = move |mut connection: Connection| async move {
             let sent = Instant::now();
-            let ((s, us), fields): ((u64, u64), HashMap<String, String>) =
-                ask.query_async(&mut connection).await?;
-            Ok((sent, Instant::now(), s * 1_000_000 + us, fields))
+            let (now_us, fields): (u64, HashMap<String, String>) =
+                script.invoke_async(&mut connection).await?;
+            Ok((sent, Instant::now(), now_us, fields))
         };
         let (sent, received, now_us, fields) = self.link.exchange(work).await?;
         if !self.clock.is_set() {
@@ -308,7 +308,7 @@ impl Wire {
     pub(super) async fn shares(&self, stack: &str, limit: &str) -> Result<(u32, u32), Away> {
         let mut ask = redis::cmd("HGETALL");
         ask.arg(self.share_key(stack, limit));
-        let work = move |mut connection: MultiplexedConnection| async move {
+        let work = move |mut connection: Connection| async move {
             ask.query_async::<HashMap<String, String>>(&mut connection).await
         };
         let fields = self.link.exchange(work).await?;
@@ -323,7 +323,7 @@ impl Wire {
     }
 
     async fn number(&self, script: ScriptInvocation<'_>) -> Result<u64, Away> {
-        let work = move |mut connection: MultiplexedConnection| async move {
+        let work = move |mut connection: Connection| async move {
             script.invoke_async::<u64>(&mut connection).await
         };
         self.link.exchange(work).await

@@ -10,6 +10,7 @@ mod arrivals;
 mod crash;
 mod demo;
 mod enqueueing;
+mod failover;
 mod first_call;
 mod kills;
 mod limited;
@@ -41,8 +42,10 @@ impl Figure {
     }
 }
 
-const PARTS: [&str; 11] =
-    ["run", "start", "resume", "crash", "wait", "arrive", "demo", "limit", "enqueue", "memory", "kill"];
+const PARTS: [&str; 12] = [
+    "run", "start", "resume", "crash", "wait", "arrive", "demo", "limit", "failover", "enqueue", "memory",
+    "kill",
+];
 
 #[tokio::main]
 async fn main() {
@@ -65,6 +68,7 @@ async fn main() {
             "arrive" => arrivals::measure().await,
             "demo" => demo::measure().await,
             "limit" => limited::measure().await,
+            "failover" => failover::measure().await,
             "enqueue" => enqueueing::measure().await,
             "memory" => memory::measure().await,
             _ => kills::measure().await,
