@@ -5,6 +5,7 @@
 pub mod conformance;
 pub mod crash_loop;
 pub mod fleet;
+pub mod judges;
 pub mod one_machine;
 pub mod private_redis;
 pub mod servers;

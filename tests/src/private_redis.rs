@@ -115,7 +115,7 @@ impl Drop for PrivateRedis {
 
 /// A port below those that outgoing connections get: one of them could sit on it while the server is away, or
 /// even, dialling it, meet itself.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     std::iter::repeat_with(|| rand::rng().random_range(12_000..20_000))
         .take(1_000)
         .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())

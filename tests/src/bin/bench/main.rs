@@ -10,6 +10,7 @@ mod crash;
 mod demo;
 mod enqueueing;
 mod first_call;
+mod judges;
 mod kills;
 mod limited;
 mod measured;
@@ -39,7 +40,8 @@ impl Figure {
     }
 }
 
-const PARTS: [&str; 9] = ["run", "start", "resume", "crash", "demo", "limit", "enqueue", "memory", "kill"];
+const PARTS: [&str; 10] =
+    ["run", "start", "resume", "crash", "demo", "limit", "enqueue", "memory", "kill", "judges"];
 
 #[tokio::main]
 async fn main() {
@@ -62,6 +64,7 @@ async fn main() {
             "limit" => limited::measure().await,
             "enqueue" => enqueueing::measure().await,
             "memory" => memory::measure().await,
+            "judges" => judges::measure().await,
             _ => kills::measure().await,
         };
         for figure in figures {
