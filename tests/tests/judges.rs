@@ -2,12 +2,10 @@
 //!
 //! Nothing here is held to a speed. A judge that forgives jitter refuses no call, however slow the machine is.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use pixfleet_sandbox::Rule;
 use pixfleet_tests::{
     fleet::pixfleet,
-    judges::{Cell, Fault, Judge, Report, flask, in_flight, nginx, sandbox::judging},
+    judges::{Cell, Fault, Judge, Report, Setting, flask, in_flight, nginx, sandbox::judging},
 };
 use tokio::sync::Mutex;
 
@@ -23,13 +21,13 @@ async fn run(cell: Cell) -> Report {
     // Shown with --nocapture, and where a test fails.
     eprintln!("{cell}: {report}");
     assert_eq!((report.results, report.failed), (cell.jobs, 0), "{report}");
-    assert!(report.utilisation > 0.05, "the fleet all but stood still: {report}");
     report
 }
 
 async fn none_refused(cell: Cell) -> Report {
     let report = run(cell).await;
     assert_eq!(report.throttled, 0, "{cell}: {report}");
+    assert!(report.utilisation > 0.05, "the fleet all but stood still: {report}");
     report
 }
 
@@ -86,6 +84,22 @@ async fn the_fixed_window_of_flask_limiter_refuses_no_call() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_moving_window_of_flask_limiter_refuses_no_call() {
     none_refused(flask(flask::Strategy::MovingWindow, 10, 2, 30)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_judge_of_others_refuses_a_fleet_that_is_told_too_much_and_still_all_is_answered() {
+    // Few jobs: after each 429 the whole fleet pauses.
+    let too_fast = Setting::rate(40, 1_000, "sliding", None);
+    let cells = [
+        Cell::new(Judge::Nginx(nginx::Gate::Requests { rate: 20, burst: 0 }), 2, 6),
+        Cell::new(Judge::Nginx(nginx::Gate::Connections { calls: 1 }), 2, 6).taking(100),
+        Cell { workers: 2, ..flask(flask::Strategy::FixedWindow, 5, 1, 10) },
+        Cell { workers: 2, ..flask(flask::Strategy::MovingWindow, 5, 1, 10) },
+    ];
+    for cell in cells {
+        let report = run(cell.told(too_fast)).await;
+        assert!(report.throttled > 0, "{cell}: {report}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

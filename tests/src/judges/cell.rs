@@ -7,7 +7,7 @@ use pixfleet_shared::result::Outcome;
 use serde_json::{Value, json};
 
 use super::{
-    Call, Judge,
+    Call, Judge, Setting,
     flask::Flask,
     measure::{Measured, measure},
     nginx::Nginx,
@@ -41,6 +41,8 @@ pub struct Cell {
     pub latency_ms: u32,
     /// The fault, if any.
     pub fault: Option<Fault>,
+    /// The limit that pixfleet is told, where it is not the one that suits the judge.
+    pub told: Option<Setting>,
 }
 
 /// Who stands between the workers and the answer, beside the sandbox that is always there.
@@ -53,12 +55,17 @@ enum Before {
 impl Cell {
     /// A cell without a fault, whose API takes 50 ms.
     pub fn new(judge: Judge, workers: usize, jobs: usize) -> Self {
-        Self { judge, workers, jobs, latency_ms: 50, fault: None }
+        Self { judge, workers, jobs, latency_ms: 50, fault: None, told: None }
     }
 
     /// The same with a fault.
     pub fn with(self, fault: Fault) -> Self {
         Self { fault: Some(fault), ..self }
+    }
+
+    /// The same with a fleet that is told another limit than its judge's.
+    pub fn told(self, setting: Setting) -> Self {
+        Self { told: Some(setting), ..self }
     }
 
     /// The same with an API that takes so long.
@@ -121,7 +128,8 @@ impl Cell {
                 (Before::Flask(flask), url)
             }
         };
-        (Fleet::behind(api, &endpoint, &self.judge.setting().toml(), "").await, before)
+        let told = self.told.unwrap_or_else(|| self.judge.setting());
+        (Fleet::behind(api, &endpoint, &told.toml(), "").await, before)
     }
 
     async fn strike(&self, fleet: &mut Fleet, redis: Option<&mut PrivateRedis>) {

@@ -1,7 +1,7 @@
 //! The limit that a user of pixfleet writes for a judge, and the best that it allows.
 
 use pixfleet_shared::{judge::best_utilisation, limiter::Limit};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// A limit as it stands in the settings: what is not said is left to pixfleet's defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct Setting {
 
 impl Setting {
     /// A rate of `calls` in `per_ms` milliseconds.
-    pub(crate) fn rate(calls: u32, per_ms: u64, judge: &'static str, burst: Option<u32>) -> Self {
+    pub fn rate(calls: u32, per_ms: u64, judge: &'static str, burst: Option<u32>) -> Self {
         let per_ms = (per_ms != 1_000).then_some(per_ms);
         Self { name: "rate", calls, per_ms, judge, burst }
     }
@@ -57,12 +57,13 @@ impl Setting {
         if self.is_in_flight() {
             return 1.0;
         }
-        let limit: Limit = serde_json::from_value(Value::Object(self.fields())).unwrap();
+        let fields = self.fields().into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let limit: Limit = serde_json::from_value(Value::Object(fields)).unwrap();
         best_utilisation(&limit)
     }
 
     /// A number or a plain text is written alike in JSON and TOML.
-    fn fields(&self) -> Map<String, Value> {
+    fn fields(&self) -> Vec<(&'static str, Value)> {
         let said = [
             ("name", Some(self.name.into())),
             ("calls", Some(self.calls.into())),
@@ -70,7 +71,7 @@ impl Setting {
             ("judge", Some(self.judge.into())),
             ("burst", self.burst.map(Value::from)),
         ];
-        said.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+        said.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
     }
 }
 
@@ -82,11 +83,11 @@ mod tests {
     fn only_what_a_user_would_say_is_written() {
         assert_eq!(
             Setting::rate(10, 2_000, "sliding", None).toml(),
-            r#"limits = [{ calls = 10, judge = "sliding", name = "rate", per_ms = 2000 }]"#
+            r#"limits = [{ name = "rate", calls = 10, per_ms = 2000, judge = "sliding" }]"#
         );
         assert_eq!(
             Setting::in_flight(40).toml(),
-            r#"limits = [{ calls = 40, judge = "concurrent", name = "in-flight" }]"#
+            r#"limits = [{ name = "in-flight", calls = 40, judge = "concurrent" }]"#
         );
     }
 
