@@ -4,13 +4,13 @@ use std::fmt;
 
 use pixfleet_sandbox::Judging;
 use pixfleet_shared::result::Outcome;
-use serde_json::{Value, json};
 
 use super::{
     Call, Judge, Setting,
     flask::Flask,
-    measure::{Measured, measure},
+    measure::measure,
     nginx::Nginx,
+    report::{Fared, Report},
     sandbox,
 };
 use crate::{fleet::Fleet, private_redis::PrivateRedis};
@@ -103,10 +103,11 @@ impl Cell {
             repeated += again + known;
             results.extend(more);
         }
+        let forfeited = self.forfeited(&fleet).await;
         let failed = results.values().filter(|result| result.outcome != Outcome::Ok).count();
         let log = before.calls(&fleet).await;
         let measured = measure(&log, &self.judge.setting());
-        Report::new(self, measured, Results { results: results.len(), failed, repeated })
+        Report::new(self, measured, Fared { results: results.len(), failed, repeated, forfeited })
     }
 
     async fn fleet(&self) -> (Fleet, Before) {
@@ -130,6 +131,19 @@ impl Cell {
         };
         let told = self.told.unwrap_or_else(|| self.judge.setting());
         (Fleet::behind(api, &endpoint, &told.toml(), "").await, before)
+    }
+
+    async fn forfeited(&self, fleet: &Fleet) -> usize {
+        let killed = usize::from(self.fault == Some(Fault::Kill));
+        let mut sum = 0;
+        for worker in killed..self.workers {
+            let page = fleet.page_with(worker, "/metrics", "HTTP/1.1 200").await;
+            // A metric that was never counted has no line.
+            let lines = page.lines().filter(|line| line.starts_with("pixfleet_slots_forfeited_total{"));
+            sum +=
+                lines.map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum::<usize>();
+        }
+        sum
     }
 
     async fn strike(&self, fleet: &mut Fleet, redis: Option<&mut PrivateRedis>) {
@@ -167,87 +181,5 @@ impl Before {
             Self::Nginx(nginx) => nginx.calls(),
             Self::Flask(flask) => flask.calls(),
         }
-    }
-}
-
-/// What came of a cell.
-#[derive(Clone, Copy, Debug)]
-pub struct Report {
-    /// What was run.
-    pub cell: Cell,
-    /// The share of the quota that was used from the first to the last call.
-    pub utilisation: f64,
-    /// The best share that the judge and the jitter in use allow.
-    pub best: f64,
-    /// Calls that the judge saw.
-    pub calls: usize,
-    /// Calls that it refused.
-    pub throttled: usize,
-    /// The most calls that it let pass in any window of its limit, or had in flight at once.
-    pub busiest: usize,
-    /// From the first to the last call that passed.
-    pub seconds: f64,
-    /// Different results that arrived.
-    pub results: usize,
-    /// Of them, those without an answer.
-    pub failed: usize,
-    /// Results that came again.
-    pub repeated: usize,
-}
-
-struct Results {
-    results: usize,
-    failed: usize,
-    repeated: usize,
-}
-
-impl Report {
-    fn new(cell: Cell, measured: Measured, results: Results) -> Self {
-        let Measured { calls, throttled, busiest, seconds, utilisation } = measured;
-        let Results { results, failed, repeated } = results;
-        let best = cell.judge.setting().best();
-        Self { cell, utilisation, best, calls, throttled, busiest, seconds, results, failed, repeated }
-    }
-
-    /// The share of the calls that were refused, 0 to 1.
-    pub fn refused(&self) -> f64 {
-        self.throttled as f64 / self.calls as f64
-    }
-
-    /// Everything that was measured.
-    pub fn json(&self) -> Value {
-        json!({
-            "cell": self.cell.to_string(), "workers": self.cell.workers, "jobs": self.cell.jobs,
-            "utilisation": self.utilisation, "best": self.best, "calls": self.calls, "throttled_429": self.throttled,
-            "busiest": self.busiest, "seconds": self.seconds, "results": self.results, "failed": self.failed,
-            "repeated": self.repeated,
-        })
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let setting = self.cell.judge.setting();
-        let where_busiest = if setting.is_in_flight() { "in flight" } else { "in the busiest window" };
-        write!(
-            f,
-            "utilisation {:.3} (best {:.3}), {} 429s in {} calls ({:.2} %), {} {where_busiest} of {}, {} results in {:.2} s",
-            self.utilisation,
-            self.best,
-            self.throttled,
-            self.calls,
-            self.refused() * 100.0,
-            self.busiest,
-            setting.calls,
-            self.results,
-            self.seconds
-        )?;
-        if self.failed > 0 {
-            write!(f, ", {} failed", self.failed)?;
-        }
-        if self.repeated > 0 {
-            write!(f, ", {} sent again", self.repeated)?;
-        }
-        Ok(())
     }
 }

@@ -8,6 +8,7 @@ pub mod flask;
 pub mod in_flight;
 mod measure;
 pub mod nginx;
+mod report;
 pub mod sandbox;
 mod setting;
 
@@ -22,7 +23,8 @@ use pixfleet_sandbox::Judging;
 use tokio::{net::TcpStream, time::sleep};
 
 pub use self::{
-    cell::{Cell, Fault, Report},
+    cell::{Cell, Fault},
+    report::Report,
     setting::Setting,
 };
 
