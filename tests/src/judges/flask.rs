@@ -106,7 +106,7 @@ impl Drop for Flask {
     }
 }
 
-/// A line of the log: when the call arrived and how long it took, in microseconds, and its status.
+/// A line of the log: when the call was judged and how long it took from there, in microseconds, and its status.
 fn call(line: &str) -> Call {
     let words: Vec<u64> = line.split(' ').map(|word| word.parse().unwrap()).collect();
     Call { at_us: words[0], until_us: words[0] + words[1], passed: words[2] != 429 }

@@ -29,6 +29,8 @@ pub struct Report {
     pub failed: usize,
     /// Results that came again.
     pub repeated: usize,
+    /// Processes that wanted a processor at the end, in the mean of a minute: what else the machine had to do.
+    pub load: f64,
     /// Slots that the workers which live at the end had reached too late: most of what is missing to the best.
     pub forfeited: usize,
 }
@@ -58,6 +60,7 @@ impl Report {
             failed,
             repeated,
             forfeited,
+            load: load(),
         }
     }
 
@@ -73,6 +76,7 @@ impl Report {
             "utilisation": self.utilisation, "best": self.best, "calls": self.calls, "throttled_429": self.throttled,
             "busiest": self.busiest, "seconds": self.seconds, "results": self.results, "failed": self.failed,
             "repeated": self.repeated, "forfeited_slots": self.forfeited,
+            "load": self.load,
         })
     }
 }
@@ -103,6 +107,11 @@ impl fmt::Display for Report {
         if self.forfeited > 0 {
             write!(f, ", {} slots forfeited", self.forfeited)?;
         }
-        Ok(())
+        write!(f, ", load {:.1}", self.load)
     }
+}
+
+fn load() -> f64 {
+    let told = std::fs::read_to_string("/proc/loadavg").unwrap();
+    told.split(' ').next().unwrap().parse().unwrap()
 }
