@@ -66,7 +66,7 @@ impl fmt::Display for Judge {
 /// One call, as its judge's log tells it. Microseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Call {
-    /// When it arrived.
+    /// When it arrived at the judge.
     pub(crate) at_us: u64,
     /// When it ended.
     pub(crate) until_us: u64,
