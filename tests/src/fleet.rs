@@ -42,10 +42,10 @@ pub struct Fleet {
     pub queue: Arc<RabbitQueue>,
     /// The broker's URL.
     pub rabbitmq_url: String,
-    /// Whether the workers' Redis is the one of their settings file, not the private one.
+    /// The Redis of the workers that start from now on: the private one of all tests, unless a test brings its own.
+    pub redis_url: String,
+    /// Whether the workers' Redis is the one of their settings file instead.
     pub without_redis: bool,
-    /// Another Redis than the private one, for workers that start from now on.
-    pub redis_url: Option<String>,
     workers: Vec<Option<Worker>>,
     namespace: String,
     folder: TempDir,
@@ -62,25 +62,31 @@ impl Fleet {
     pub async fn start(settings: pixfleet_sandbox::Settings, provider: &str, worker: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let sandbox = Sandbox::start(listener, settings).unwrap();
+        let endpoint = sandbox.url();
+        Self::behind(sandbox, &endpoint, provider, worker).await
+    }
+
+    /// The same with a sandbox that runs already, and workers that call `endpoint`: a gateway before it, say.
+    pub async fn behind(sandbox: Running, endpoint: &str, provider: &str, worker: &str) -> Self {
         let rabbitmq_url = servers::fresh_rabbitmq_url();
         let folder = TempDir::new().unwrap();
         // A further provider's endpoint is not known to whoever writes its table.
         let provider = provider.replace("${sandbox}", &sandbox.url());
         let toml = format!(
-            "{worker}\n[providers.sandbox]\npreset = \"generic\"\nendpoint = \"{}\"\n{provider}\n",
-            sandbox.url()
+            "{worker}\n[providers.sandbox]\npreset = \"generic\"\nendpoint = \"{endpoint}\"\n{provider}\n"
         );
         std::fs::write(folder.path().join("pixfleet.toml"), toml).unwrap();
         let queue =
             RabbitQueue::connect(Config { url: rabbitmq_url.clone(), ..Config::default() }).await.unwrap();
+        let namespace = servers::fresh_name("fleet");
         Self {
             sandbox,
             queue,
             rabbitmq_url,
+            redis_url: servers::redis_url(),
             without_redis: false,
-            redis_url: None,
             workers: Vec::new(),
-            namespace: servers::fresh_name("fleet"),
+            namespace,
             folder,
         }
     }
@@ -88,6 +94,10 @@ impl Fleet {
     /// A `pixfleet` command with this fleet's settings and servers.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(pixfleet());
+        // What tests/services and the benchmark read from there is none of pixfleet's settings.
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PIXFLEET_")) {
+            command.env_remove(name);
+        }
         command
             .args(arguments)
             .arg("--config")
@@ -98,10 +108,7 @@ impl Fleet {
             .env("XDG_STATE_HOME", self.folder.path());
         match self.without_redis {
             true => command.env_remove("PIXFLEET_REDIS_URL"),
-            false => {
-                let url = self.redis_url.clone().unwrap_or_else(servers::redis_url);
-                command.env("PIXFLEET_REDIS_URL", url)
-            }
+            false => command.env("PIXFLEET_REDIS_URL", &self.redis_url),
         };
         command
     }
@@ -109,7 +116,7 @@ impl Fleet {
     /// A client of the fleet's limiter, as an operator has one.
     pub async fn limiter(&self) -> Arc<dyn RateLimiter> {
         let namespace = self.namespace.clone();
-        let config = redis::Config { url: servers::redis_url(), namespace, ..redis::Config::default() };
+        let config = redis::Config { url: self.redis_url.clone(), namespace, ..redis::Config::default() };
         let engine = Redis::start(&config).unwrap();
         engine.ready(PATIENCE).await.unwrap();
         engine.limiter()

@@ -7,6 +7,7 @@ pub mod conformance;
 pub mod crash_loop;
 pub mod fault_proxy;
 pub mod fleet;
+pub mod judges;
 pub mod one_machine;
 pub mod private_redis;
 pub mod redis_fleet;

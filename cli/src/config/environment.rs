@@ -9,9 +9,16 @@ use super::fields;
 /// Names the settings file.
 pub(super) const CONFIG: &str = "PIXFLEET_CONFIG";
 
-/// Variables of the scripts around pixfleet (`tests/services`, `deploy/compose.yaml`): not settings.
-const OF_SCRIPTS: [&str; 5] =
-    [CONFIG, "PIXFLEET_BINARY", "PIXFLEET_IMAGE", "PIXFLEET_RABBITMQ_SBIN", "PIXFLEET_REDIS_SERVER"];
+/// Variables of the scripts around pixfleet (`tests/services`, `tests/bench`, `deploy/compose.yaml`): not settings.
+const OF_SCRIPTS: [&str; 7] = [
+    CONFIG,
+    "PIXFLEET_BENCH_CELLS",
+    "PIXFLEET_BINARY",
+    "PIXFLEET_IMAGE",
+    "PIXFLEET_NGINX",
+    "PIXFLEET_RABBITMQ_SBIN",
+    "PIXFLEET_REDIS_SERVER",
+];
 /// Families of them, and the variables of the sandbox, which has no section.
 const FAMILIES: [&str; 3] = ["PIXFLEET_SANDBOX_", "PIXFLEET_SERVICES_", "PIXFLEET_TEST_"];
 
@@ -104,6 +111,7 @@ mod tests {
             ("PIXFLEET_WORKER_PORT", "tcp://10.0.0.1:9600"),
             ("PIXFLEET_WORKER_PORT_9600_TCP_ADDR", "10.0.0.1"),
             ("PIXFLEET_SERVICES_SET", "1"),
+            ("PIXFLEET_NGINX", "/opt/nginx/sbin/nginx"),
             ("PIXFLEET_MY_KEY", "secret"),
             ("PIXFLEET_CONFIG", "pixfleet.toml"),
         ]);

@@ -36,7 +36,7 @@ pub(crate) async fn measure() -> Vec<Figure> {
     let mut fleet = Fleet::start(settings, "limits = [{ name = \"rate\", calls = 100 }]", "").await;
     let (master, replica) = master_and_replica(&[]).await;
     let proxy = FaultProxy::start(master.port()).await;
-    fleet.redis_url = Some(format!("redis://127.0.0.1:{}/0", proxy.port()));
+    fleet.redis_url = format!("redis://127.0.0.1:{}/0", proxy.port());
     for _ in 0..WORKERS {
         let worker = fleet.start_worker();
         fleet.ready(worker).await;

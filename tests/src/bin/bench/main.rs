@@ -12,6 +12,7 @@ mod demo;
 mod enqueueing;
 mod failover;
 mod first_call;
+mod judges;
 mod kills;
 mod limited;
 mod measured;
@@ -42,9 +43,9 @@ impl Figure {
     }
 }
 
-const PARTS: [&str; 12] = [
+const PARTS: [&str; 13] = [
     "run", "start", "resume", "crash", "wait", "arrive", "demo", "limit", "failover", "enqueue", "memory",
-    "kill",
+    "kill", "judges",
 ];
 
 #[tokio::main]
@@ -71,6 +72,7 @@ async fn main() {
             "failover" => failover::measure().await,
             "enqueue" => enqueueing::measure().await,
             "memory" => memory::measure().await,
+            "judges" => judges::measure().await,
             _ => kills::measure().await,
         };
         for figure in figures {
