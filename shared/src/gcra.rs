@@ -504,7 +504,7 @@ mod tests {
         ) {
             let limit = limit(Unit::Call, 1);
             let stack = Stack { name: "s".into(), limits: vec![limit.clone()] };
-            let allowed = judge::lateness(&stack);
+            let allowed = judge::lateness(&stack, None);
             prop_assert_eq!((allowed.free_us, allowed.mended_us), (4_000, 80_000));
             let rules = [Rule::Paced(spacing(&limit))];
             let (mut state, mut now, mut departures) = (on_pace_from(0), 10_000_000, Vec::new());

@@ -1,8 +1,9 @@
 //! How much arrival jitter a stack allows for: widened by a 429, narrowed over clean time. Pure.
 //!
 //! J is one number a stack, shared by the fleet. Too small, and calls that were spaced well arrive too near to each
-//! other; too large, and quota is left unused. Where a 429 is dear (a window judge), J keeps well above what workers
-//! measure. nginx without burst forgets a refused call at once, and each millisecond costs: there J follows closely.
+//! other; too large, and quota is left unused. Under a window it follows what workers measure slowly, and never below 4 ms:
+//! a millisecond costs little there. nginx without burst forgets a refused call at once, and each millisecond costs: there it
+//! follows closely. What a burst forgives costs nothing, so only a 429 widens it there.
 
 use crate::{
     limit::{Judge, Kind, Limit, Stack},
@@ -52,7 +53,7 @@ impl Manner {
                 Self { start_us, floor_us: start_us, margin: 0.0, clean_us: 30_000_000, by_measure: false }
             }
             Judge::Sliding | Judge::Fixed | Judge::Concurrent => {
-                Self { start_us: 8_000, floor_us: 2_000, margin: 2.0, clean_us: 60_000_000, by_measure: true }
+                Self { start_us: 8_000, floor_us: 4_000, margin: 1.0, clean_us: 60_000_000, by_measure: true }
             }
         }
     }
@@ -147,17 +148,17 @@ mod tests {
     }
 
     #[test]
-    fn clean_minutes_narrow_it_down_to_twice_what_is_measured() {
+    fn clean_minutes_narrow_it_down_to_what_is_measured() {
         let stack = stack(Judge::Sliding, 1);
         let (mut terms, mut now_us) = (terms(8_000, 0), 0);
         for _ in 0..30 {
             now_us += MINUTE_US;
-            let seen = Seen { measured_us: Some(1_500), throttled: false, now_us };
+            let seen = Seen { measured_us: Some(5_000), throttled: false, now_us };
             if let Some(us) = adapted(&stack, &terms, seen) {
                 terms = Terms { jitter_us: Some(us), jitter_at_us: now_us, ..terms };
             }
         }
-        assert_eq!(terms.jitter_us.map(|us| us / 100), Some(30));
+        assert_eq!(terms.jitter_us.map(|us| us / 1_000), Some(5));
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::jitter;
+
 /// One limit of a provider: so many units in so much time, and how the provider counts.
 ///
 /// There are three kinds. A *rate* lets `calls` go every `per_ms`, evenly, as its judge demands. A *quota*
@@ -39,7 +41,8 @@ pub struct Limit {
     pub burst: u32,
     /// How far arrivals may stray from their slots, in milliseconds: the margin that keeps a judge content.
     /// A wider margin costs `jitter / per` of the quota. Default: measured and adapted, from 8 ms on (2 ms for `leaky`
-    /// without burst); 1000 ms at the edges of a quota's windows; none after a call under `concurrent`.
+    /// without burst, and at most what a burst forgives); 1000 ms at the edges of a quota's windows; no rest after a call
+    /// under `concurrent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter_ms: Option<f64>,
 }
@@ -173,18 +176,17 @@ impl Limit {
 
     /// The arrival jitter that it allows for.
     pub fn jitter(&self) -> Duration {
-        let ms = self.jitter_ms.unwrap_or_else(|| match (self.kind(), self.judge) {
-            (Kind::Quota(_), _) => 1000.0,
-            (Kind::InFlight, _) => 0.0,
-            (Kind::Rate, Judge::Leaky) if self.burst == 0 => 2.0,
-            (Kind::Rate, _) => 8.0,
+        let ms = self.jitter_ms.unwrap_or_else(|| match self.kind() {
+            Kind::Quota(_) => 1000.0,
+            Kind::InFlight => 0.0,
+            Kind::Rate => jitter::of(self, None),
         });
         Duration::try_from_secs_f64(ms / 1000.0).unwrap_or_default()
     }
 
     /// Whether its jitter is the limiter's to measure and adapt.
     pub fn is_adaptive(&self) -> bool {
-        self.jitter_ms.is_none() && !matches!(self.kind(), Kind::Quota(_))
+        self.jitter_ms.is_none() && self.kind() == Kind::Rate
     }
 
     /// Units a second in the long run; none for credits and for calls in flight.

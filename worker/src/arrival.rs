@@ -63,6 +63,12 @@ impl Arrival {
         self.record().current_jitter(Instant::now())
     }
 
+    /// The network's part of the jitter: how much the way itself differs from call to call. `None` until it was measured a
+    /// few times.
+    pub fn way_jitter(&self) -> Option<Duration> {
+        self.record().way_jitter()
+    }
+
     /// Measures the way to the host of `url`, if the last time is long enough ago: a connection is opened and closed,
     /// and nothing is said on it. The first time it is waited for, within a bound, so that the moments that calls aim at
     /// do not change once they have begun; later it goes on in the background.
@@ -181,8 +187,12 @@ impl Record {
         if departures.len() < ENOUGH {
             return None;
         }
+        Some(above_least(&departures, 99) + self.way_jitter().unwrap_or_default())
+    }
+
+    fn way_jitter(&self) -> Option<Duration> {
         let round_trips = sorted(self.round_trips());
-        Some(above_least(&departures, 99) + above_least(&round_trips, 75) / 2)
+        (round_trips.len() >= FIRST_ROUND_TRIPS as usize).then(|| above_least(&round_trips, 75) / 2)
     }
 }
 

@@ -77,14 +77,15 @@ pub(crate) async fn wait(
             Some(Granted::Leave(leave)) => leave,
         };
         crew.unpark(&job.provider);
-        let AccountState { stack, client, .. } = &serving.accounts[leave.account];
+        let account = &serving.accounts[leave.account];
+        let AccountState { stack, client, .. } = account;
         // At its slot a call is to arrive, so it leaves before: all workers aim at the same moments of the API.
         let at = leave.slot.at.checked_sub(client.arrival().one_way()).unwrap_or(leave.slot.at);
         sleep_until(at.checked_sub(client.lead()).unwrap_or(at)).await;
         let way = client.warm(&requests[leave.account].url);
         alarm::sleep_until(at).await;
         let held = crew.engines.limiter.held_until(stack).is_some_and(|until| until > Instant::now());
-        if !held && in_time(crew, stack, at, &label).await {
+        if !held && in_time(crew, account, at, &label).await {
             crew.board.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
             return Ok(Departure { leave, way, at });
         }
@@ -106,8 +107,11 @@ async fn give_back(crew: &Crew, stack: &Stack, slot: Slot, weight: Weight) {
 }
 
 /// Whether a call that was to leave `at` may still leave; where it is late, what is booked after it makes room first.
-async fn in_time(crew: &Crew, stack: &Stack, at: Instant, label: &ProviderLabel) -> bool {
-    let Lateness { free_us, mended_us, forfeit_us } = lateness(&crew.engines.limiter.in_force(stack));
+async fn in_time(crew: &Crew, account: &AccountState, at: Instant, label: &ProviderLabel) -> bool {
+    let AccountState { stack, client, .. } = account;
+    let way_us = client.arrival().way_jitter().map(|jitter| jitter.as_micros() as u64);
+    let in_force = crew.engines.limiter.in_force(stack);
+    let Lateness { free_us, mended_us, forfeit_us } = lateness(&in_force, way_us);
     let late = late_us(at);
     if late <= free_us {
         return true;

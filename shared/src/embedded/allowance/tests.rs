@@ -163,7 +163,7 @@ proptest! {
     ) {
         let limit = Limit { jitter_ms: Some(8.0), ..limit(20, Unit::Call, 1) };
         let mut fleet = Fleet::new(limit, 2);
-        let allowed = judge::lateness(&fleet.stack);
+        let allowed = judge::lateness(&fleet.stack, None);
         let (mut now, mut departures) = (START, Vec::new());
         let mut leaving: std::collections::BTreeSet<(u64, u64, usize)> = std::collections::BTreeSet::new();
         let mut lateness = lateness.into_iter();
