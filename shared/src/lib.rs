@@ -11,6 +11,7 @@
 //! * [`telemetry`] sets up the log and names every metric.
 
 pub mod batch;
+pub mod budget;
 mod clock;
 pub mod embedded;
 pub mod fleet;

@@ -5,13 +5,11 @@ use rusqlite::{Connection, params};
 use super::{jobs::rank, process::now_us};
 use crate::{
     job::Priority,
-    lanes::{Turns, weight},
+    lanes::{Turns, weight_of},
 };
 
 /// A batch keeps to one of these queues of its priority.
-pub(super) const LANES: u8 = 4;
-/// Lanes that another version, or the fleet, may have given to a job.
-const MOST_LANES: u8 = 16;
+pub(super) const LANES: u8 = 16;
 /// A lane with more jobs than this is full, and no lane is fuller.
 const COUNTED: i64 = 100_000;
 
@@ -114,11 +112,11 @@ fn next_due_us(db: &Connection) -> rusqlite::Result<Option<u64>> {
 
 /// Turns for every lane that there can be.
 pub(super) fn turns() -> Turns {
-    Turns::new(every_lane().map(|(priority, _)| weight(priority)))
+    Turns::new(every_lane().count())
 }
 
 fn every_lane() -> impl Iterator<Item = (Priority, u8)> {
-    Priority::ALL.into_iter().flat_map(|priority| (0..MOST_LANES).map(move |lane| (priority, lane)))
+    Priority::ALL.into_iter().flat_map(|priority| (0..LANES).map(move |lane| (priority, lane)))
 }
 
 /// Lends up to `most` jobs to the process `holder`, the lanes by weight, each in its order.
@@ -136,8 +134,8 @@ pub(super) fn lend(
         db.prepare_cached("UPDATE jobs SET state = 1, holder = ?2 WHERE seq = ?1 RETURNING job")?;
     let mut lending = Lending::default();
     while lending.lent.len() < most {
-        let ready = lanes.iter().enumerate().filter(|(_, seqs)| !seqs.is_empty()).map(|(lane, _)| lane);
-        let Some(seq) = turns.take(ready).and_then(|lane| lanes[lane].pop()) else { break };
+        let ready = lanes.iter().enumerate().filter_map(|(lane, heads)| Some((lane, heads.last()?.weight)));
+        let Some(Head { seq, .. }) = turns.take(ready).and_then(|lane| lanes[lane].pop()) else { break };
         let message = take.query_row(params![seq, holder], |row| row.get(0))?;
         lending.lent.push(Lent { seq, message });
     }
@@ -147,24 +145,30 @@ pub(super) fn lend(
     Ok(lending)
 }
 
+/// A job that may be lent.
+struct Head {
+    seq: i64,
+    /// Among all lanes.
+    weight: u64,
+}
+
 /// The first ready jobs of each lane, the very first last.
-fn heads(db: &Connection, providers: &[String], most: usize) -> rusqlite::Result<Vec<Vec<i64>>> {
+fn heads(db: &Connection, providers: &[String], most: usize) -> rusqlite::Result<Vec<Vec<Head>>> {
     let mut query = db.prepare_cached(
-        "SELECT seq FROM jobs WHERE state = 0 AND provider = ?1 AND priority = ?2 AND lane = ?3
+        "SELECT seq, weight FROM jobs WHERE state = 0 AND provider = ?1 AND priority = ?2 AND lane = ?3
          ORDER BY seq LIMIT ?4",
     )?;
     let mut lanes = Vec::new();
     for (priority, lane) in every_lane() {
-        let mut seqs: Vec<i64> = Vec::new();
+        let mut heads: Vec<Head> = Vec::new();
         for provider in providers {
-            for seq in
-                query.query_map(params![provider, rank(priority), lane, most as i64], |row| row.get(0))?
-            {
-                seqs.push(seq?);
+            let mut rows = query.query(params![provider, rank(priority), lane, most as i64])?;
+            while let Some(row) = rows.next()? {
+                heads.push(Head { seq: row.get(0)?, weight: weight_of(priority, row.get(1)?) });
             }
         }
-        seqs.sort_unstable_by_key(|seq| std::cmp::Reverse(*seq));
-        lanes.push(seqs);
+        heads.sort_unstable_by_key(|head| std::cmp::Reverse(head.seq));
+        lanes.push(heads);
     }
     Ok(lanes)
 }
