@@ -1,9 +1,18 @@
-//! The budget: what a batch may spend, in calls or in money.
+//! The budget: what a batch may spend, in calls or in money. Pure.
+//!
+//! To the limiter it is a stack of the batch's own with one limit of credits that never come back. A limit counts whole
+//! units, and a budget of 12.50 is none: so a unit of money is a thousandth of the currency here, and a call weighs its
+//! price in millionths of that.
 
 use std::{fmt, str::FromStr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::{
+    batch::BatchName,
+    limit::{Limit, MICRO, Quota, Stack, Unit, Weight},
+};
 
 /// Thousandths of a currency: what budgets of money are counted in, so that the whole of one fits a limit.
 const THOUSANDTHS: u32 = 1_000;
@@ -45,6 +54,35 @@ impl Budget {
             Self::Calls(calls) => format!("{calls} calls"),
             Self::Thousandths(_) => format!("{} {currency}", self.number()),
         }
+    }
+
+    /// The limit stack that all calls of `batch` pass, beside their provider's.
+    pub fn stack(self, batch: &BatchName) -> Stack {
+        let (calls, unit) = match self {
+            Self::Calls(calls) => (calls, Unit::Call),
+            Self::Thousandths(thousandths) => (thousandths, Unit::Money),
+        };
+        let limit = Limit { quota: Some(Quota::Total), unit, ..Limit::per_second("budget", calls) };
+        Stack { name: format!("batch.{batch}"), limits: vec![limit] }
+    }
+
+    /// What a call of this price, in units of the currency, takes from that stack. A price that is no whole number of its
+    /// millionths is rounded up: the sum of many is never below what they cost.
+    pub fn weight(self, price: f64) -> Weight {
+        let micros = price * f64::from(THOUSANDTHS) * MICRO as f64;
+        // Not up because of what the product of two floating-point numbers is off by.
+        let price_micros = (micros - micros.abs() * f64::EPSILON * 4.0).ceil() as u64;
+        Weight { models: 1, bytes: 0, price_micros }
+    }
+
+    /// How often calls of these prices can be made, all of them each time.
+    pub fn covers(self, prices: &[f64]) -> u64 {
+        let (has, unit) = match self {
+            Self::Calls(calls) => (calls, Unit::Call),
+            Self::Thousandths(thousandths) => (thousandths, Unit::Money),
+        };
+        let takes: u64 = prices.iter().map(|price| self.weight(*price).micros(unit)).sum();
+        (u64::from(has) * MICRO).checked_div(takes).unwrap_or(u64::MAX)
     }
 
     /// The number of it: calls, or units of the currency.
@@ -110,7 +148,18 @@ mod tests {
         assert_eq!((read("500"), read("12.50")), (Budget::Thousandths(500_000), Budget::Thousandths(12_500)));
         assert_eq!((read("2000calls"), read("1 call")), (Budget::Calls(2_000), Budget::Calls(1)));
         assert_eq!(read("12.50").shown("USD"), "12.5 USD");
-        assert_eq!((read("2000calls").shown("USD"), read("1call").shown("EUR")), ("2000 calls".into(), "1 call".into()));
+        assert_eq!(
+            (read("2000calls").shown("USD"), read("1call").shown("EUR")),
+            ("2000 calls".into(), "1 call".into())
+        );
+    }
+
+    #[test]
+    fn a_budget_covers_what_its_amount_divided_by_the_price_says() {
+        let covers = |text: &str, prices: &[f64]| text.parse::<Budget>().unwrap().covers(prices);
+        assert_eq!((covers("5", &[0.01]), covers("0.1", &[0.01]), covers("0.3", &[0.1])), (500, 10, 3));
+        assert_eq!((covers("1", &[0.1, 0.2]), covers("7calls", &[0.1, 0.2])), (3, 3));
+        assert_eq!((covers("0.009", &[0.01]), covers("1", &[1.0 / 3.0])), (0, 2), "a third is rounded up");
     }
 
     #[test]
@@ -140,6 +189,15 @@ mod tests {
     }
 
     proptest! {
+        /// What is covered never costs more than there is, by more than a float can tell.
+        #[test]
+        fn what_is_covered_is_never_overspent(thousandths in 1u32..10_000_000, price in 0.000_01f64..50.0) {
+            let calls = Budget::Thousandths(thousandths).covers(&[price]);
+            let has = f64::from(thousandths) / 1_000.0;
+            prop_assert!(calls as f64 * price <= has * (1.0 + 1e-12), "{calls} of {price} out of {has}");
+            prop_assert!((calls + 1) as f64 * (price + 1e-9) > has, "{calls} of {price} out of {has}");
+        }
+
         #[test]
         fn a_budget_is_read_back_as_it_is_written(amount in 1u32.., calls: bool) {
             let budget = if calls { Budget::Calls(amount) } else { Budget::Thousandths(amount) };

@@ -5,6 +5,7 @@
 //! [`provider`] is data; [`image`] fetches and prepares pictures before the slot; [`client`] sends.
 
 pub mod admin;
+mod budget;
 pub mod classify;
 pub mod client;
 mod conclude;

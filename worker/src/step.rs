@@ -18,6 +18,7 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    budget,
     classify::{Class, Verdict, classify},
     client::CallOutcome,
     conclude::{Ending, MENDING_PAUSE, Policy, conclude, conclude_uncalled},
@@ -83,13 +84,23 @@ async fn line(crew: &Crew, job: Job) -> Result<Ending, Early> {
     drop(picture);
     let prepared = since.elapsed();
     let room = room(crew, serving, &job).await?;
-    let leave = departure::wait(crew, serving, &job, requests[0].body.len()).await?;
+    let reserved = budget::reserve(crew, serving, &job).await?;
+    let leave = match departure::wait(crew, serving, &job, requests[0].body.len()).await {
+        Ok(leave) => leave,
+        Err(early) => {
+            budget::give_back(crew, reserved).await;
+            return Err(early);
+        }
+    };
     let account = &serving.accounts[leave.account];
     let outcome = call(crew, serving, &requests[leave.account]).await;
     drop((room, leave.room));
     crew.recent.record(prepared + outcome.duration);
     let verdict = classify(&serving.provider, &outcome, &job.models, Timestamp::now());
     count(crew, serving, &job, &outcome, &verdict);
+    if !verdict.charged {
+        budget::give_back(crew, reserved).await;
+    }
     let policy = policy(crew, serving);
     departure::tell(crew, account, &verdict, leave.slot.probe).await;
     let facts = facts(crew, serving, &job, &outcome);
@@ -181,6 +192,7 @@ fn count(crew: &Crew, serving: &Serving, job: &Job, outcome: &CallOutcome, verdi
     let label = ProviderLabel { provider: provider.clone() };
     crew.board.metrics.call_duration.get_or_create(&label).observe(outcome.duration.as_secs_f64());
     crew.board.metrics.calls.get_or_create(&CallLabels { provider, class: verdict.class.as_str() }).inc();
+    crew.board.metrics.calls_by_batch.count(&job.batch);
     if verdict.charged {
         crew.board
             .metrics

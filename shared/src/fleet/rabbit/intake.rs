@@ -19,9 +19,7 @@ use super::{
     settle::{self, RabbitSettle},
     topology,
 };
-use crate::{
-    queue::{Delivery, Intake, QueueError},
-};
+use crate::queue::{Delivery, Intake, QueueError};
 
 /// Jobs given back at the same time when an intake stops.
 const GIVEN_BACK_AT_ONCE: usize = 64;
