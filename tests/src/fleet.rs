@@ -1,4 +1,5 @@
-//! A fleet under test: a sandbox that judges, real worker processes, and a subscriber that counts.
+//! A fleet under test: a sandbox that judges, real worker processes, and a subscriber that counts. On servers, or on one
+//! state file.
 
 use std::{
     collections::BTreeMap,
@@ -12,6 +13,7 @@ use std::{
 
 use pixfleet_sandbox::{Running, Sandbox};
 use pixfleet_shared::{
+    embedded::Embedded,
     fleet::rabbit::{Config, RabbitQueue},
     id::Id,
     job::{Image, Job, Source},
@@ -35,12 +37,14 @@ pub struct Fleet {
     /// The API.
     pub sandbox: Running,
     /// The engine, for the test's own side.
-    pub queue: Arc<RabbitQueue>,
-    /// The broker's URL.
+    pub queue: Arc<dyn Queue>,
+    /// The broker's URL; none on a state file.
     pub rabbitmq_url: String,
     /// Whether the workers' Redis is the one of their settings file, not the private one.
     pub without_redis: bool,
     workers: Vec<Option<Worker>>,
+    /// The state file, and its engine, where there are no servers.
+    state: Option<(PathBuf, Embedded)>,
     namespace: String,
     folder: TempDir,
 }
@@ -54,19 +58,39 @@ impl Fleet {
     /// Starts a sandbox and writes the workers' settings: `provider` is TOML below `[providers.sandbox]`, beside
     /// `preset = "generic"` and the endpoint; `worker` is TOML of further sections.
     pub async fn start(settings: pixfleet_sandbox::Settings, provider: &str, worker: &str) -> Self {
+        let rabbitmq_url = servers::fresh_rabbitmq_url();
+        let config = Config { url: rabbitmq_url.clone(), ..Config::default() };
+        let queue = RabbitQueue::connect(config).await.unwrap();
+        Self::with(settings, provider, worker, queue, rabbitmq_url, TempDir::new().unwrap()).await
+    }
+
+    /// The same on one state file, with no server.
+    pub async fn on_one_machine(settings: pixfleet_sandbox::Settings, provider: &str, worker: &str) -> Self {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("fleet.pixfleet");
+        let embedded = Embedded::open(&path).await.unwrap();
+        let mut fleet = Self::with(settings, provider, worker, embedded.queue(), String::new(), folder).await;
+        fleet.state = Some((path, embedded));
+        fleet
+    }
+
+    async fn with(
+        settings: pixfleet_sandbox::Settings,
+        provider: &str,
+        worker: &str,
+        queue: Arc<dyn Queue>,
+        rabbitmq_url: String,
+        folder: TempDir,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let sandbox = Sandbox::start(listener, settings).unwrap();
-        let rabbitmq_url = servers::fresh_rabbitmq_url();
-        let folder = TempDir::new().unwrap();
         let toml = format!(
             "{worker}\n[providers.sandbox]\npreset = \"generic\"\nendpoint = \"{}\"\n{provider}\n",
             sandbox.url()
         );
         std::fs::write(folder.path().join("pixfleet.toml"), toml).unwrap();
-        let queue =
-            RabbitQueue::connect(Config { url: rabbitmq_url.clone(), ..Config::default() }).await.unwrap();
-        let namespace = servers::fresh_name("fleet");
-        Self { sandbox, queue, rabbitmq_url, without_redis: false, workers: Vec::new(), namespace, folder }
+        let (namespace, workers) = (servers::fresh_name("fleet"), Vec::new());
+        Self { sandbox, queue, rabbitmq_url, without_redis: false, workers, state: None, namespace, folder }
     }
 
     /// A `pixfleet` command with this fleet's settings and servers.
@@ -80,9 +104,10 @@ impl Fleet {
             .env("PIXFLEET_REDIS_NAMESPACE", &self.namespace)
             .env("GENERIC_API_KEY", KEY)
             .env("XDG_STATE_HOME", self.folder.path());
-        match self.without_redis {
-            true => command.env_remove("PIXFLEET_REDIS_URL"),
-            false => command.env("PIXFLEET_REDIS_URL", servers::redis_url()),
+        match &self.state {
+            Some((state, _)) => command.arg("--state").arg(state),
+            None if self.without_redis => command.env_remove("PIXFLEET_REDIS_URL"),
+            None => command.env("PIXFLEET_REDIS_URL", servers::redis_url()),
         };
         command
     }
@@ -175,10 +200,33 @@ impl Fleet {
         jobs
     }
 
+    /// Puts jobs of one model on the queue, in the lane that the queue gives to a new batch of the class of `like`, with
+    /// its weight and budget. Their images are numbered from `first` on.
+    pub async fn enqueue_like(&self, like: &Job, first: usize, n: usize) -> Vec<Job> {
+        let lane = self.queue.open_lane(like.priority).await.unwrap();
+        let (priority, weight, budget) = (like.priority, like.weight, like.budget);
+        let one = |n| Job { priority, lane, weight, budget, ..job(like.batch.as_str(), n) };
+        let jobs: Vec<Job> = (first..first + n).map(one).collect();
+        for chunk in jobs.chunks(500) {
+            self.queue.enqueue(chunk.to_vec()).await.unwrap();
+        }
+        jobs
+    }
+
     /// Subscribes before anything happens.
     pub async fn subscribe(&self, batch: &str) -> Box<dyn Subscriber> {
         let filter = Filter { batch: Some(batch.parse().unwrap()), ..Filter::default() };
         let subscription = Subscription { name: Some(servers::fresh_name("sub")), from: From::Now, filter };
+        self.queue.subscribe(subscription).await.unwrap()
+    }
+
+    /// Subscribes to every batch.
+    pub async fn subscribe_to_all(&self) -> Box<dyn Subscriber> {
+        let subscription = Subscription {
+            name: Some(servers::fresh_name("sub")),
+            from: From::Now,
+            filter: Filter::default(),
+        };
         self.queue.subscribe(subscription).await.unwrap()
     }
 
