@@ -1,22 +1,25 @@
-//! Which lane is next: stride scheduling over those that have a job. Pure.
+//! Whose turn it is: stride scheduling over the lanes that have a job. Pure.
 //!
 //! A lane moves its pass by `STRIDE / w` when a job of weight w is taken from it, and the lane with the least pass is
 //! next. One that had nothing for a while does not save up turns: it joins at the present pass. The weight is that of
 //! the job at the lane's head, because batches of several weights may share a lane.
 
+use std::collections::BTreeMap;
+
 use crate::job::{Job, Priority};
 
 const STRIDE: u64 = 1 << 20;
 
-/// The turns of every lane.
-#[derive(Debug)]
-pub(crate) struct Turns {
-    passes: Vec<u64>,
+/// The turns of lanes, by their names.
+#[derive(Clone, Debug)]
+pub struct Turns<Lane> {
+    /// Of lanes that are ahead of `now`; the others are at it.
+    passes: BTreeMap<Lane, u64>,
     now: u64,
 }
 
 /// How often a lane is taken from with this job at its head: for each turn of a bulk job of weight 1, where all wait.
-pub(crate) fn weight(job: &Job) -> u64 {
+pub fn weight(job: &Job) -> u64 {
     weight_of(job.priority, job.weight())
 }
 
@@ -30,18 +33,24 @@ pub(crate) fn weight_of(priority: Priority, weight: u8) -> u64 {
     class * u64::from(weight)
 }
 
-impl Turns {
-    /// Turns for so many lanes.
-    pub(crate) fn new(lanes: usize) -> Self {
-        Self { passes: vec![0; lanes], now: 0 }
+impl<Lane> Default for Turns<Lane> {
+    fn default() -> Self {
+        Self { passes: BTreeMap::new(), now: 0 }
+    }
+}
+
+impl<Lane: Ord + Clone> Turns<Lane> {
+    /// Takes the turn of one of the lanes that are `ready`, each with the weight of its head. Of equals the first one.
+    pub fn take(&mut self, ready: impl Iterator<Item = (Lane, u64)>) -> Option<Lane> {
+        let (next, weight) = ready.min_by_key(|(lane, _)| self.pass(lane))?;
+        self.now = self.pass(&next);
+        self.passes.retain(|_, pass| *pass > self.now);
+        self.passes.insert(next.clone(), self.now + STRIDE / weight.max(1));
+        Some(next)
     }
 
-    /// Takes the turn of one of the lanes that are `ready`, each with the weight of its head.
-    pub(crate) fn take(&mut self, ready: impl Iterator<Item = (usize, u64)>) -> Option<usize> {
-        let (next, weight) = ready.min_by_key(|(lane, _)| self.passes[*lane].max(self.now))?;
-        self.now = self.passes[next].max(self.now);
-        self.passes[next] = self.now + STRIDE / weight.max(1);
-        Some(next)
+    fn pass(&self, lane: &Lane) -> u64 {
+        self.passes.get(lane).copied().unwrap_or(self.now).max(self.now)
     }
 }
 
@@ -51,7 +60,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn shares(weights: &[u64], turns: usize) -> Vec<usize> {
-        let (mut all, mut served) = (Turns::new(weights.len()), vec![0; weights.len()]);
+        let (mut all, mut served) = (Turns::default(), vec![0; weights.len()]);
         for _ in 0..turns {
             served[all.take(weights.iter().copied().enumerate()).unwrap()] += 1;
         }
@@ -74,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_lane_is_served_by_the_weight_of_the_job_at_its_head() {
-        let mut turns = Turns::new(2);
+        let mut turns = Turns::default();
         let mut served = [0; 2];
         // The first hundred jobs of lane 0 are of a batch of weight 9, the others of one of weight 1.
         while served[0] < 100 {
@@ -90,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_lane_that_was_idle_gets_its_share_not_its_arrears() {
-        let mut turns = Turns::new(2);
+        let mut turns = Turns::default();
         for _ in 0..1000 {
             turns.take(std::iter::once((0, 1)));
         }

@@ -21,7 +21,7 @@ pub mod jitter;
 pub mod job;
 pub mod judge;
 mod knowledge;
-mod lanes;
+pub mod lanes;
 pub mod ledger;
 pub mod limit;
 pub mod limiter;

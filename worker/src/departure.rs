@@ -35,7 +35,7 @@ pub(crate) async fn wait(crew: &Crew, serving: &Serving, job: &Job, bytes: usize
     let since = Instant::now();
     loop {
         let granted = tokio::select! {
-            granted = serving.desk.leave(weight) => granted,
+            granted = serving.desk.leave(job, weight) => granted,
             () = crew.stopping.cancelled() => Ok(None),
         };
         // Heavier than the limits ever give at once: waiting would not help it.

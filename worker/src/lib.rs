@@ -20,6 +20,7 @@ mod room;
 mod run;
 mod slots;
 mod step;
+mod waiting;
 
 pub use config::Config;
 pub use crew::{Board, Engines, Refusal};

@@ -1,12 +1,13 @@
 //! The slot desk: jobs that are ready to leave queue here, and one task asks the limiter for them.
 //!
 //! One asker a provider and process, not one a job: past the horizon a whole process waits for one moment, and the
-//! limiter is not asked by a herd. Several waiting jobs are booked in one round trip. Where a provider has several
+//! limiter is not asked by a herd. Several waiting jobs are booked in one round trip, batches by turns (`waiting`). Where a provider has several
 //! accounts, a call goes by the one that is free first.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use pixfleet_shared::{
+    job::Job,
     judge,
     limiter::{LimiterError, Order, RateLimiter, Reservation, Slot, Stack, Wait, Weight, Why},
 };
@@ -17,7 +18,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
-use crate::room::{Permit, Room};
+use crate::{
+    room::{Permit, Room},
+    waiting::{Ask, Waiting},
+};
 
 /// Slots booked in one round trip: at a usual rate few, so that workers take turns; at a high one as many as are due in
 /// ten milliseconds.
@@ -69,11 +73,6 @@ pub(crate) struct Desk {
     asks: mpsc::Sender<Ask>,
 }
 
-struct Ask {
-    weight: Weight,
-    granted: oneshot::Sender<Granted>,
-}
-
 impl Desk {
     /// Opens the desk of a provider with these exits. `free` is told when a room may have become free.
     pub(crate) fn open(
@@ -95,7 +94,7 @@ impl Desk {
             changes,
             free,
             inbox,
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
             failures: 0,
         };
         tasks.spawn(async move {
@@ -107,17 +106,17 @@ impl Desk {
         Self { exits, asks }
     }
 
-    /// The right to leave for a call of this weight; waits until there is one. `None` when the desk has closed.
+    /// The right to leave for the call of `job`, of this weight; waits until there is one. `None` when the desk has closed.
     ///
     /// # Errors
     /// [`LimiterError::Impossible`], at once, for a call that no stack could ever let go: it does not get in
     /// the way of those that wait.
-    pub(crate) async fn leave(&self, weight: Weight) -> Result<Option<Granted>, LimiterError> {
+    pub(crate) async fn leave(&self, job: &Job, weight: Weight) -> Result<Option<Granted>, LimiterError> {
         for exit in self.exits.iter() {
             judge::fits(&exit.stack, weight)?;
         }
         let (granted, booked) = oneshot::channel();
-        if self.asks.send(Ask { weight, granted }).await.is_err() {
+        if self.asks.send(Ask::of(job, weight, granted)).await.is_err() {
             return Ok(None);
         }
         Ok(booked.await.ok())
@@ -141,7 +140,7 @@ struct Clerk {
     changes: watch::Receiver<u64>,
     free: Arc<Notify>,
     inbox: mpsc::Receiver<Ask>,
-    waiting: VecDeque<Ask>,
+    waiting: Waiting,
     failures: u32,
 }
 
@@ -162,19 +161,19 @@ impl Clerk {
 
     /// Waits for an ask, and takes in all that are there. Jobs that gave up waiting book nothing.
     async fn gather(&mut self) -> bool {
-        self.waiting.retain(|ask| !ask.granted.is_closed());
+        self.waiting.sweep();
         if self.waiting.is_empty() {
             // Nobody waits for room any more.
             self.exits.iter().flat_map(|exit| &exit.rooms).for_each(|room| drop(room.take(0, 0)));
             match self.inbox.recv().await {
-                Some(ask) => self.waiting.push_back(ask),
+                Some(ask) => self.waiting.push(ask),
                 None => return false,
             }
         }
         while let Ok(ask) = self.inbox.try_recv() {
-            self.waiting.push_back(ask);
+            self.waiting.push(ask);
         }
-        self.waiting.retain(|ask| !ask.granted.is_closed());
+        self.waiting.sweep();
         true
     }
 
@@ -199,7 +198,7 @@ impl Clerk {
     }
 
     fn at_once(&self, exit: &Exit) -> usize {
-        let weight = self.waiting.front().map_or(Weight::of_models(1), |ask| ask.weight);
+        let weight = self.waiting.peek(1).pop().unwrap_or(Weight::of_models(1));
         let rate = self.limiter.in_force(&exit.stack).rate_per_s(weight);
         let due = rate.map_or(MOST_AT_ONCE, |rate| (rate * DUE_WITHIN_S) as usize);
         due.clamp(FEWEST_AT_ONCE, MOST_AT_ONCE)
@@ -207,7 +206,7 @@ impl Clerk {
 
     async fn ask(&mut self, exit: usize, room: Vec<Vec<Permit>>) {
         let Exit { stack, way, .. } = &self.exits[exit];
-        let calls = self.waiting.iter().take(room.len()).map(|ask| ask.weight).collect();
+        let calls = self.waiting.peek(room.len());
         let (lead, jitter) = way();
         let order = Order { calls, lead, jitter };
         match timeout(REQUEST_TIMEOUT, self.limiter.reserve(stack, &order)).await {
@@ -238,7 +237,7 @@ impl Clerk {
             Reservation::Slots(slots) => {
                 let last = slots.last().map_or(now, |slot| slot.at);
                 for (slot, room) in slots.into_iter().zip(room) {
-                    let Some(ask) = self.waiting.pop_front() else { break };
+                    let Some(ask) = self.waiting.pop() else { break };
                     // A job that gave up in this moment leaves its slot unused: the limit is kept, one slot idle.
                     let _ = ask.granted.send(Granted::Leave(Leave { account: exit, slot, room }));
                 }
@@ -254,7 +253,7 @@ impl Clerk {
         if until < Instant::now() + PARKED_FROM || self.waiting.is_empty() {
             return false;
         }
-        for ask in self.waiting.drain(..) {
+        while let Some(ask) = self.waiting.pop() {
             let _ = ask.granted.send(Granted::Parked { until, why: why.clone() });
         }
         true

@@ -110,11 +110,6 @@ fn next_due_us(db: &Connection) -> rusqlite::Result<Option<u64>> {
     Ok(due.map(i64::unsigned_abs))
 }
 
-/// Turns for every lane that there can be.
-pub(super) fn turns() -> Turns {
-    Turns::new(every_lane().count())
-}
-
 fn every_lane() -> impl Iterator<Item = (Priority, u8)> {
     Priority::ALL.into_iter().flat_map(|priority| (0..LANES).map(move |lane| (priority, lane)))
 }
@@ -124,7 +119,7 @@ pub(super) fn lend(
     db: &Connection,
     holder: i64,
     served: &Served,
-    turns: &mut Turns,
+    turns: &mut Turns<usize>,
     most: usize,
 ) -> rusqlite::Result<Lending> {
     db.prepare_cached("UPDATE jobs SET state = 0 WHERE state = 2 AND due_us <= ?1")?
@@ -194,7 +189,7 @@ mod tests {
         jobs::put(&db, &[Row::of(&job).unwrap()]).unwrap();
         assert_eq!(outlook(&db, &Served::All).unwrap(), Outlook::Ready);
         assert_eq!(outlook(&db, &Served::Of(vec!["q".into()])).unwrap(), Outlook::NothingBefore(None));
-        let lent = lend(&db, 1, &Served::All, &mut turns(), 1).unwrap().lent;
+        let lent = lend(&db, 1, &Served::All, &mut Turns::default(), 1).unwrap().lent;
         let hour = 3_600_000_000;
         let again = After::Again(Row::of(&job).unwrap(), hour);
         jobs::settle(&db, 1, lent[0].seq, job.id, &[], &again).unwrap();

@@ -39,7 +39,7 @@ pub(super) type LaneKey = (Priority, u8);
 pub(super) struct Session {
     pub(super) channel: Arc<Channel>,
     lanes: Vec<Lane>,
-    turns: Turns,
+    turns: Turns<usize>,
     generation: u32,
     prefetch: u16,
 }
@@ -79,7 +79,7 @@ impl Session {
             Priority::ALL.into_iter().flat_map(|p| (0..lanes).map(move |lane| (p, lane))).collect();
         let mut session = Self {
             channel,
-            turns: Turns::new(keys.len()),
+            turns: Turns::default(),
             lanes: keys.into_iter().map(|key| Lane { key, consumers: VecDeque::new(), head: None }).collect(),
             generation: 0,
             prefetch: prefetch.max(1),

@@ -9,6 +9,7 @@
 mod crash;
 mod demo;
 mod enqueueing;
+mod fairness;
 mod first_call;
 mod kills;
 mod limited;
@@ -39,7 +40,8 @@ impl Figure {
     }
 }
 
-const PARTS: [&str; 9] = ["run", "start", "resume", "crash", "demo", "limit", "enqueue", "memory", "kill"];
+const PARTS: [&str; 10] =
+    ["run", "start", "resume", "crash", "demo", "limit", "fairness", "enqueue", "memory", "kill"];
 
 #[tokio::main]
 async fn main() {
@@ -60,6 +62,7 @@ async fn main() {
             "crash" => crash::measure().await,
             "demo" => demo::measure().await,
             "limit" => limited::measure().await,
+            "fairness" => fairness::measure().await,
             "enqueue" => enqueueing::measure().await,
             "memory" => memory::measure().await,
             _ => kills::measure().await,
