@@ -29,9 +29,8 @@ const FEWEST_AT_ONCE: usize = 4;
 const MOST_AT_ONCE: usize = 32;
 const DUE_WITHIN_S: f64 = 0.01;
 /// No more slots are booked while one is this far ahead: whoever has one leaves in it, and a job of another batch that
-/// comes meanwhile is behind. The limiter's answer and its lead (at most a tenth of a second) have to come within it, or
-/// slots stay unused.
-const AHEAD: Duration = Duration::from_millis(150);
+/// comes meanwhile is behind. A limiter that does not answer for as long leaves slots unused.
+const AHEAD: Duration = Duration::from_millis(300);
 /// The longest sleep before the limiter is asked again, whatever it said: limits can change meanwhile.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 /// Bound of one request; the limiter's own timeouts are shorter.
