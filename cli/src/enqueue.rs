@@ -13,13 +13,19 @@ use pixfleet_producer::{
     record::{Identity, Record, RecordError},
 };
 use pixfleet_shared::{
-    batch::BatchName, embedded::Embedded, fleet::rabbit, job::Priority, queue::Queue, trace::TraceParent,
+    batch::BatchName,
+    embedded::Embedded,
+    fleet::rabbit,
+    job::{MOST_WEIGHT, Priority},
+    queue::Queue,
+    trace::TraceParent,
 };
 use pixfleet_worker::provider::{Catalog, Provider};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    budget::{Coverage, Spending},
     config::{self, Loaded},
     engine::{Begin, Choice, Engine, Place},
     exit::Exit,
@@ -32,6 +38,7 @@ use crate::{
 #[command(after_help = "EXAMPLES
   pixfleet enqueue images.csv --provider restb --models re_roomtype_global_v2 --batch spring
   pixfleet enqueue images.csv --provider restb --models re_logo --batch spring --dry-run
+  pixfleet enqueue images.csv --provider restb --models re_logo --batch spring --budget 500 --weight 3
   pixfleet enqueue export.csv.gz --column id=listing,url=photo --models re_logo --batch spring
   pixfleet enqueue 'photos/**/*.jpg' --by-path --models text --batch scans
   psql -c \"copy (select id, url from photos) to stdout csv header\" |
@@ -56,6 +63,11 @@ pub(crate) struct Args {
     /// The class in which its jobs wait: high, normal or bulk
     #[arg(long, value_name = "CLASS", default_value = "normal", value_parser = priority)]
     priority: Priority,
+    /// Turns of the batch for each of one of weight 1, where both wait in the same class
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=i64::from(MOST_WEIGHT)))]
+    weight: u8,
+    #[command(flatten)]
+    spending: Spending,
     /// Files travel as their absolute path, which the workers read, not as their bytes
     #[arg(long, help_heading = "Reading")]
     by_path: bool,
@@ -87,13 +99,16 @@ pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow:
     let plan = args.ask.plan(&provider, &config)?;
     // A call that no limit will ever let go would wait in the queue for ever.
     pixfleet_producer::forecast(&plan, &provider.limits(), 0, jiff::Timestamp::now())?;
+    let budget = args.spending.checked(&provider, &plan)?;
     let place = args.engine.place(&loaded.config.engine, Some(&args.batch))?;
     let shelf = Shelf::of(&place, &args, &loaded.config)?;
-    let identity = Identity::new(&args.batch, &plan, args.priority, &shelf.queue);
+    let identity = Identity::new(&args.batch, &plan, args.priority, &shelf.queue).with_budget(budget);
     let manifest = args.rows.open(args.by_path)?;
     let order = Order {
         batch: args.batch.clone(),
         priority: args.priority,
+        weight: args.weight,
+        budget,
         plan: plan.clone(),
         trace: Some(args.traceparent.unwrap_or_else(ambient_trace)),
         bad_rows: args.rows.bad_rows.clone(),
@@ -142,6 +157,7 @@ fn report(
     };
     let report = report::Report {
         forecast: args.dry_run.then(|| report::forecast(plan, provider, &summary)).transpose()?,
+        coverage: coverage(args, plan, provider, &summary),
         currency: &provider.tariff().currency,
         stopped: stopped.as_ref().map(ToString::to_string),
         summary,
@@ -156,6 +172,12 @@ fn report(
         }
         Some(stopped) => Err(anyhow!("{stopped}")),
     }
+}
+
+fn coverage(args: &Args, plan: &Plan, provider: &Provider, summary: &Summary) -> Option<Coverage> {
+    let budget = args.spending.budget.filter(|_| args.dry_run)?;
+    let images = summary.batch_jobs.div_ceil(plan.calls().len() as u64);
+    Some(Coverage::of(budget, plan, &provider.tariff().currency, images))
 }
 
 fn provider(catalog: &Catalog, name: Option<&str>) -> anyhow::Result<Arc<Provider>> {
@@ -268,7 +290,17 @@ mod tests {
 
     #[test]
     fn a_wrong_word_is_refused_by_the_command_line() {
-        for wrong in [["--priority", "urgent"], ["--traceparent", "x"]] {
+        let wrong = [
+            ["--priority", "urgent"],
+            ["--traceparent", "x"],
+            ["--weight", "0"],
+            ["--weight", "101"],
+            ["--budget", "0"],
+            ["--budget", "-5"],
+            ["--budget", "500EUR"],
+            ["--budget", "much"],
+        ];
+        for wrong in wrong {
             assert!(parsed(&wrong).is_err(), "{wrong:?}");
         }
     }

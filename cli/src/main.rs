@@ -4,6 +4,7 @@
 //! code. Each role is a file of its own: its `Args`, and `run(args, config)`, with the compiled providers where it
 //! makes calls.
 
+mod budget;
 mod config;
 mod demo;
 mod engine;

@@ -24,6 +24,7 @@ use pixfleet_producer::{
 };
 use pixfleet_shared::{
     batch::BatchName,
+    budget::Budget,
     embedded::{BatchCounts, Embedded},
     job::Priority,
 };
@@ -31,6 +32,7 @@ use pixfleet_worker::{Board, provider::Provider};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    budget::Spending,
     config::{Config, Loaded},
     engine::engines_of,
     enqueue::{STATE_FILE, record_within, view::say},
@@ -56,6 +58,7 @@ use self::{
 #[command(after_help = "EXAMPLES
   pixfleet run images.csv --provider restb --models re_roomtype_global_v2,re_logo
   pixfleet run images.csv --provider restb --models re_logo --out spring.csv --out spring.parquet --batch spring
+  pixfleet run images.csv --provider restb --models re_logo --budget 12.50
   pixfleet run scans/ --provider rapidocr --out texts.jsonl
   pixfleet run export.csv.gz --column id=listing,url=photo --provider restb --models re_logo --json --quiet
 
@@ -72,6 +75,8 @@ pub(crate) struct Args {
     provider: Option<String>,
     #[command(flatten)]
     ask: Ask,
+    #[command(flatten)]
+    spending: Spending,
     /// A file for the results, .jsonl, .csv, .parquet or .sqlite (repeat it) [default: BATCH.jsonl]
     #[arg(long, value_name = "FILE")]
     out: Vec<PathBuf>,
@@ -158,6 +163,7 @@ const REFUSED_MS: u64 = 1_000;
 /// Everything that a run is told, checked before anything is begun.
 struct Task {
     batch: BatchName,
+    budget: Option<Budget>,
     plan: Plan,
     provider: Arc<Provider>,
     config: Config,
@@ -174,6 +180,7 @@ impl Task {
         let plan = args.ask.plan(&provider, &config.enqueue)?;
         // A call that no limit will ever let go would wait for ever.
         pixfleet_producer::forecast(&plan, &provider.limits(), 0, jiff::Timestamp::now())?;
+        let budget = args.spending.checked(&provider, &plan)?;
         let outputs = names::outputs(&args.out, &batch);
         let state = args.state.clone().unwrap_or_else(|| names::state(&outputs, &batch));
         files::check(&args.rows, &outputs, &state)?;
@@ -186,7 +193,7 @@ impl Task {
         // It ends at the first refusal of the account: a longer pause would only keep the next run waiting, which
         // comes once that is mended.
         config.worker.refused_ms = config.worker.refused_ms.min(REFUSED_MS);
-        Ok(Self { batch, plan, provider: Arc::new(provider), config, outputs, state })
+        Ok(Self { batch, budget, plan, provider: Arc::new(provider), config, outputs, state })
     }
 
     /// Opens everything, then starts the parts and sees them to their end.
@@ -199,7 +206,8 @@ impl Task {
     ) -> anyhow::Result<Ended> {
         let (store, batch) = (embedded.store().clone(), self.batch.clone());
         tokio::task::spawn_blocking(move || Record::run_alone(&store, &batch)).await??;
-        let identity = Identity::new(&self.batch, &self.plan, Priority::Normal, STATE_FILE);
+        let identity =
+            Identity::new(&self.batch, &self.plan, Priority::Normal, STATE_FILE).with_budget(self.budget);
         let record = record_within(embedded, &identity).await?;
         let mut collectors = Vec::new();
         for output in &self.outputs {
@@ -211,6 +219,8 @@ impl Task {
         let order = Order {
             batch: self.batch.clone(),
             priority: Priority::Normal,
+            weight: 1,
+            budget: self.budget,
             plan: self.plan.clone(),
             trace: Some(ambient_trace()),
             bad_rows: args.rows.bad_rows.clone(),

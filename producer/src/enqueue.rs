@@ -18,6 +18,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
 use pixfleet_shared::{
     batch::{BatchEvent, BatchName, BatchState},
+    budget::Budget,
     id::Id,
     job::{Job, Priority},
     queue::{Queue, QueueError},
@@ -56,6 +57,10 @@ pub struct Order {
     pub batch: BatchName,
     /// The class that its jobs wait in.
     pub priority: Priority,
+    /// Turns of the batch for each of one of weight 1 in its class: 1 to 100.
+    pub weight: u8,
+    /// What the batch may spend; none means no bound.
+    pub budget: Option<Budget>,
     /// What each image is asked.
     pub plan: Plan,
     /// The trace that every job continues.
@@ -144,7 +149,14 @@ impl Run {
             Ok(lane) => lane,
             Err(why) => return Err(self.stopped(why, tally, order, &record)),
         };
-        let stamp = Stamp { batch: order.batch.clone(), priority: order.priority, lane, trace: order.trace };
+        let stamp = Stamp {
+            batch: order.batch.clone(),
+            priority: order.priority,
+            lane,
+            weight: order.weight,
+            budget: order.budget,
+            trace: order.trace,
+        };
         // Until then nothing was read; the reader ends with the channel, or with the token.
         let drafts = match read::start(manifest, order, stamp, config, self.stop.child_token()) {
             Ok(drafts) => drafts,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use pixfleet_shared::{
     batch::BatchName,
+    budget::Budget,
     job::{Image, Job, MAX_JOB_BYTES, Priority, Unreadable},
     trace::TraceParent,
 };
@@ -40,6 +41,10 @@ pub struct Stamp {
     pub priority: Priority,
     /// The queue of that class that the batch keeps to.
     pub lane: u8,
+    /// Turns of the batch for each of one of weight 1.
+    pub weight: u8,
+    /// What the whole batch may spend.
+    pub budget: Option<Budget>,
     /// The trace of this enqueue; each job gets a child of it.
     pub trace: Option<TraceParent>,
 }
@@ -106,6 +111,11 @@ impl Plan {
         calls as f64 * self.tariff.per_call + models as f64 * self.tariff.per_model
     }
 
+    /// What each call of one image costs, in the provider's units.
+    pub fn prices(&self) -> Vec<f64> {
+        self.calls.iter().map(|models| self.cost(1, models.len() as u64)).collect()
+    }
+
     /// The jobs of one image, one a call, all with its metadata.
     ///
     /// # Errors
@@ -120,6 +130,8 @@ impl Plan {
             let mut job = Job::new(stamp.batch.clone(), image.clone(), self.provider.clone(), models.clone());
             job.priority = stamp.priority;
             job.lane = stamp.lane;
+            job.weight = stamp.weight;
+            job.budget = stamp.budget;
             job.metadata = metadata.clone();
             job.traceparent = stamp.trace.map(TraceParent::child);
             fits(&job).map(|()| job)
@@ -168,6 +180,8 @@ mod tests {
             batch: "b".parse().unwrap(),
             priority: Priority::Bulk,
             lane: 3,
+            weight: 7,
+            budget: Some(Budget::Calls(5)),
             trace: Some(TraceParent::random()),
         }
     }
@@ -185,6 +199,7 @@ mod tests {
         assert_eq!(jobs.iter().map(|j| j.models.join("+")).collect::<Vec<_>>(), ["m0+m1", "m2"]);
         for job in jobs {
             assert_eq!((job.priority, job.lane, &job.metadata), (Priority::Bulk, 3, &metadata));
+            assert_eq!((job.weight, job.budget), (7, Some(Budget::Calls(5))));
             let (own, whole) = (job.traceparent.unwrap(), stamp.trace.unwrap());
             assert_eq!(own.trace_id(), whole.trace_id());
             assert_ne!(own, whole);

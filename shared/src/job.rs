@@ -6,13 +6,16 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{batch::BatchName, id::Id, trace::TraceParent};
+use crate::{batch::BatchName, budget::Budget, id::Id, trace::TraceParent};
 
 /// The version of the job's and the result's message format that this build writes and reads.
 pub const WIRE_VERSION: u32 = 1;
 
 /// The largest job message in bytes. Larger pictures travel by URL or by path.
 pub const MAX_JOB_BYTES: usize = 1024 * 1024;
+
+/// The most turns that a batch may have for each of one of weight 1.
+pub const MOST_WEIGHT: u8 = 100;
 
 /// One image, one provider, one or more models.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -35,6 +38,13 @@ pub struct Job {
     /// The queue of that class that the batch keeps to.
     #[serde(default)]
     pub lane: u8,
+    /// How many turns the batch has for each of one of weight 1, where both wait in the same class: 1 to 100.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[schemars(range(min = 1, max = 100))]
+    pub weight: u8,
+    /// What the whole batch may spend; none means no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
     /// Calls that counted against the retry budget so far.
     #[serde(default)]
     pub attempt: u32,
@@ -53,6 +63,15 @@ pub struct Job {
     /// W3C trace context of the enqueue, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<TraceParent>,
+}
+
+fn one() -> u8 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out a reference")]
+fn is_one(weight: &u8) -> bool {
+    *weight == 1
 }
 
 /// A picture with an id of the user's, and where to find it.
@@ -188,6 +207,8 @@ impl Job {
             models,
             priority: Priority::default(),
             lane: 0,
+            weight: 1,
+            budget: None,
             attempt: 0,
             throttled: 0,
             ambiguous: 0,
@@ -206,6 +227,11 @@ impl Job {
             self.provider.as_bytes(),
             model.as_bytes(),
         ])
+    }
+
+    /// The weight as it counts: whoever wrote the job, it is within its bounds.
+    pub fn weight(&self) -> u8 {
+        self.weight.clamp(1, MOST_WEIGHT)
     }
 
     /// The routing key of the job: `<priority>.<lane>`.
@@ -308,6 +334,19 @@ mod tests {
         let url = Source::Url("https://user:pw@cdn.example.com/a.jpg?X-Signature=secret".into());
         assert_eq!(url.public(), "https://cdn.example.com/a.jpg");
         assert_eq!(format!("{:?}", Source::Inline("QUJD".into())), "inline:3 bytes");
+    }
+
+    #[test]
+    fn a_job_of_an_earlier_build_has_weight_one_and_no_budget_and_is_written_as_before() {
+        let mut job = job(&["a"]);
+        let plain = String::from_utf8(job.to_message().unwrap()).unwrap();
+        assert!(!plain.contains("weight") && !plain.contains("budget"), "{plain}");
+        let id = job.id;
+        (job.weight, job.budget) = (3, Some(Budget::Thousandths(500)));
+        let read = Job::from_message(&job.to_message().unwrap()).unwrap();
+        assert_eq!((read.weight, read.budget, read.id), (3, Some(Budget::Thousandths(500)), id));
+        let heavy = plain.replacen("\"v\":1", "\"v\":1,\"weight\":255", 1);
+        assert_eq!(Job::from_message(heavy.as_bytes()).unwrap().weight(), MOST_WEIGHT);
     }
 
     proptest! {

@@ -11,6 +11,7 @@
 //! * [`telemetry`] sets up the log and names every metric.
 
 pub mod batch;
+pub mod budget;
 mod clock;
 pub mod embedded;
 pub mod fleet;
@@ -20,7 +21,7 @@ pub mod jitter;
 pub mod job;
 pub mod judge;
 mod knowledge;
-mod lanes;
+pub mod lanes;
 pub mod ledger;
 pub mod limit;
 pub mod limiter;

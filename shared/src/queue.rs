@@ -173,6 +173,8 @@ pub enum Reason {
     AttemptsExhausted,
     /// The call left, no answer came, and the provider's policy is not to send it again.
     Ambiguous,
+    /// What the batch may spend is spent: no call was made.
+    BudgetSpent,
     /// The broker gave up: the job was delivered too often without being settled.
     DeliveryLimit,
 }
@@ -188,6 +190,7 @@ impl Reason {
             Self::Rejected => "rejected",
             Self::AttemptsExhausted => "attempts-exhausted",
             Self::Ambiguous => "ambiguous",
+            Self::BudgetSpent => "budget-spent",
             Self::DeliveryLimit => "delivery-limit",
         }
     }

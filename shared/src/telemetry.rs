@@ -1,5 +1,7 @@
 //! The log, and every metric's name, unit and meaning.
 
+mod batches;
+
 use std::{io::IsTerminal, sync::atomic::AtomicU64};
 
 use prometheus_client::{
@@ -13,6 +15,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+
+pub use batches::{BatchLabel, CallsByBatch};
 
 /// How log lines are written.
 #[derive(
@@ -100,6 +104,8 @@ pub struct Metrics {
     registry: Registry,
     /// Calls by provider and class: `pixfleet_calls_total`.
     pub calls: Family<CallLabels, Counter>,
+    /// Calls by batch: `pixfleet_calls_by_batch_total`.
+    pub calls_by_batch: CallsByBatch,
     /// From a request's leaving to its last byte: `pixfleet_call_duration_seconds`.
     pub call_duration: Family<ProviderLabel, Histogram>,
     /// Results by provider, model and outcome: `pixfleet_results_total`.
@@ -149,6 +155,7 @@ impl Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("pixfleet"),
             calls: Family::default(),
+            calls_by_batch: CallsByBatch::default(),
             call_duration: Family::new_with_constructor(seconds),
             results: Family::default(),
             settled: Family::default(),
@@ -177,6 +184,11 @@ impl Metrics {
         let seconds = || Unit::Seconds;
         let r = &mut self.registry;
         r.register("calls", "Calls by provider and class", self.calls.clone());
+        r.register(
+            "calls_by_batch",
+            "Calls by batch, of the first hundred batches",
+            self.calls_by_batch.family.clone(),
+        );
         r.register_with_unit("call_duration", "Leaving to last byte", seconds(), self.call_duration.clone());
         r.register("results", "Results by provider, model and outcome", self.results.clone());
         r.register("settled", "Settled deliveries by verb", self.settled.clone());

@@ -1,4 +1,5 @@
-//! A fleet under test: a sandbox that judges, real worker processes, and a subscriber that counts.
+//! A fleet under test: a sandbox that judges, real worker processes, and a subscriber that counts. On servers, or on one
+//! state file.
 
 use std::{
     collections::BTreeMap,
@@ -12,6 +13,7 @@ use std::{
 
 use pixfleet_sandbox::{Running, Sandbox};
 use pixfleet_shared::{
+    embedded::Embedded,
     fleet::{
         rabbit::{Config, RabbitQueue},
         redis::{self, Redis},
@@ -39,14 +41,16 @@ pub struct Fleet {
     /// The API.
     pub sandbox: Running,
     /// The engine, for the test's own side.
-    pub queue: Arc<RabbitQueue>,
-    /// The broker's URL.
+    pub queue: Arc<dyn Queue>,
+    /// The broker's URL; none on a state file.
     pub rabbitmq_url: String,
     /// The Redis of the workers that start from now on: the private one of all tests, unless a test brings its own.
     pub redis_url: String,
     /// Whether the workers' Redis is the one of their settings file instead.
     pub without_redis: bool,
     workers: Vec<Option<Worker>>,
+    /// The state file, and its engine, where there are no servers.
+    state: Option<(PathBuf, Embedded)>,
     namespace: String,
     folder: TempDir,
 }
@@ -58,10 +62,9 @@ struct Worker {
 
 impl Fleet {
     /// Starts a sandbox and writes the workers' settings: `provider` is TOML below `[providers.sandbox]`, beside
-    /// `preset = "generic"` and the endpoint; `worker` is TOML of further sections.
+    /// `preset = "generic"` and the endpoint; `worker` is TOML of further sections. `${sandbox}` stands for the sandbox's URL.
     pub async fn start(settings: pixfleet_sandbox::Settings, provider: &str, worker: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let sandbox = Sandbox::start(listener, settings).unwrap();
+        let sandbox = sandbox(settings).await;
         let endpoint = sandbox.url();
         Self::behind(sandbox, &endpoint, provider, worker).await
     }
@@ -69,16 +72,10 @@ impl Fleet {
     /// The same with a sandbox that runs already, and workers that call `endpoint`: a gateway before it, say.
     pub async fn behind(sandbox: Running, endpoint: &str, provider: &str, worker: &str) -> Self {
         let rabbitmq_url = servers::fresh_rabbitmq_url();
+        let config = Config { url: rabbitmq_url.clone(), ..Config::default() };
+        let queue = RabbitQueue::connect(config).await.unwrap();
         let folder = TempDir::new().unwrap();
-        // A further provider's endpoint is not known to whoever writes its table.
-        let provider = provider.replace("${sandbox}", &sandbox.url());
-        let toml = format!(
-            "{worker}\n[providers.sandbox]\npreset = \"generic\"\nendpoint = \"{endpoint}\"\n{provider}\n"
-        );
-        std::fs::write(folder.path().join("pixfleet.toml"), toml).unwrap();
-        let queue =
-            RabbitQueue::connect(Config { url: rabbitmq_url.clone(), ..Config::default() }).await.unwrap();
-        let namespace = servers::fresh_name("fleet");
+        settle(&folder, &sandbox, endpoint, provider, worker);
         Self {
             sandbox,
             queue,
@@ -86,7 +83,27 @@ impl Fleet {
             redis_url: servers::redis_url(),
             without_redis: false,
             workers: Vec::new(),
-            namespace,
+            state: None,
+            namespace: servers::fresh_name("fleet"),
+            folder,
+        }
+    }
+
+    /// The same on one state file, with no server.
+    pub async fn on_one_machine(settings: pixfleet_sandbox::Settings, provider: &str, worker: &str) -> Self {
+        let (sandbox, folder) = (sandbox(settings).await, TempDir::new().unwrap());
+        let path = folder.path().join("fleet.pixfleet");
+        let embedded = Embedded::open(&path).await.unwrap();
+        settle(&folder, &sandbox, &sandbox.url(), provider, worker);
+        Self {
+            sandbox,
+            queue: embedded.queue(),
+            rabbitmq_url: String::new(),
+            redis_url: String::new(),
+            without_redis: true,
+            workers: Vec::new(),
+            state: Some((path, embedded)),
+            namespace: servers::fresh_name("fleet"),
             folder,
         }
     }
@@ -106,9 +123,10 @@ impl Fleet {
             .env("PIXFLEET_REDIS_NAMESPACE", &self.namespace)
             .env("GENERIC_API_KEY", KEY)
             .env("XDG_STATE_HOME", self.folder.path());
-        match self.without_redis {
-            true => command.env_remove("PIXFLEET_REDIS_URL"),
-            false => command.env("PIXFLEET_REDIS_URL", &self.redis_url),
+        match &self.state {
+            Some((state, _)) => command.arg("--state").arg(state),
+            None if self.without_redis => command.env_remove("PIXFLEET_REDIS_URL"),
+            None => command.env("PIXFLEET_REDIS_URL", &self.redis_url),
         };
         command
     }
@@ -210,10 +228,33 @@ impl Fleet {
         jobs
     }
 
+    /// Puts jobs of one model on the queue, in the lane that the queue gives to a new batch of the class of `like`, with
+    /// its weight and budget. Their images are numbered from `first` on.
+    pub async fn enqueue_like(&self, like: &Job, first: usize, n: usize) -> Vec<Job> {
+        let lane = self.queue.open_lane(like.priority).await.unwrap();
+        let (priority, weight, budget) = (like.priority, like.weight, like.budget);
+        let one = |n| Job { priority, lane, weight, budget, ..job(like.batch.as_str(), n) };
+        let jobs: Vec<Job> = (first..first + n).map(one).collect();
+        for chunk in jobs.chunks(500) {
+            self.queue.enqueue(chunk.to_vec()).await.unwrap();
+        }
+        jobs
+    }
+
     /// Subscribes before anything happens.
     pub async fn subscribe(&self, batch: &str) -> Box<dyn Subscriber> {
         let filter = Filter { batch: Some(batch.parse().unwrap()), ..Filter::default() };
         let subscription = Subscription { name: Some(servers::fresh_name("sub")), from: From::Now, filter };
+        self.queue.subscribe(subscription).await.unwrap()
+    }
+
+    /// Subscribes to every batch.
+    pub async fn subscribe_to_all(&self) -> Box<dyn Subscriber> {
+        let subscription = Subscription {
+            name: Some(servers::fresh_name("sub")),
+            from: From::Now,
+            filter: Filter::default(),
+        };
         self.queue.subscribe(subscription).await.unwrap()
     }
 
@@ -264,6 +305,21 @@ impl Drop for Fleet {
             let _ = worker.process.wait();
         }
     }
+}
+
+async fn sandbox(settings: pixfleet_sandbox::Settings) -> Running {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    Sandbox::start(listener, settings).unwrap()
+}
+
+/// Writes the workers' settings into `folder`.
+fn settle(folder: &TempDir, sandbox: &Running, endpoint: &str, provider: &str, worker: &str) {
+    // A further provider's endpoint is not known to whoever writes its table.
+    let provider = provider.replace("${sandbox}", &sandbox.url());
+    let toml = format!(
+        "{worker}\n[providers.sandbox]\npreset = \"generic\"\nendpoint = \"{endpoint}\"\n{provider}\n"
+    );
+    std::fs::write(folder.path().join("pixfleet.toml"), toml).unwrap();
 }
 
 /// The job of image number `n`, one model.

@@ -54,15 +54,23 @@ impl OneMachine {
 
     /// `pixfleet run` of the manifest into `outputs`, at most `concurrency` calls at once.
     pub fn run(&self, outputs: &[&str], concurrency: usize) -> Command {
+        let mut command =
+            self.command(&["run", "m.csv", "--provider", "sandbox", "--models", "m", "--quiet", "--json"]);
+        command
+            .args(outputs.iter().flat_map(|output| ["--out", output]))
+            .arg("--set")
+            .arg(format!("worker.concurrency={concurrency}"));
+        command
+    }
+
+    /// `pixfleet ARGUMENTS` in the folder, with nothing of this machine's settings.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(pixfleet());
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PIXFLEET_")) {
             command.env_remove(name);
         }
         command
-            .args(["run", "m.csv", "--provider", "sandbox", "--models", "m", "--quiet", "--json"])
-            .args(outputs.iter().flat_map(|output| ["--out", output]))
-            .arg("--set")
-            .arg(format!("worker.concurrency={concurrency}"))
+            .args(arguments)
             .current_dir(self.path())
             .env("GENERIC_API_KEY", KEY)
             .env("XDG_STATE_HOME", self.path())

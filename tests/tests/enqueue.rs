@@ -86,6 +86,8 @@ impl Site {
         let order = Order {
             batch: batch(),
             priority: Priority::Bulk,
+            weight: 1,
+            budget: None,
             plan,
             trace: None,
             bad_rows,

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use pixfleet_sandbox::{Faults, Judging, Latency, RetryAfter, Rule, Settings, answer};
 use pixfleet_shared::{
     job::{Image, Source},
-    queue::Queue,
     result::{ImageResult, Outcome},
 };
 use pixfleet_tests::fleet::{Fleet, KEY, busiest, job};

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use pixfleet_sandbox::{Judging, Latency, Line, RetryAfter, Rule, Settings};
 use pixfleet_shared::{
     limiter::{Amendment, Change, Limit, Numbers, Quota, Stack},
-    queue::{Queue, Subscriber},
+    queue::Subscriber,
 };
 use pixfleet_tests::fleet::{Fleet, KEY, busiest, job};
 

@@ -127,6 +127,18 @@ pub(crate) fn conclude_uncalled(job: Job, class: Class, message: &str, policy: &
     }
 }
 
+/// How the job ends when no call may be made any more, because what its batch may spend is spent.
+pub(crate) fn conclude_spent(job: Job, message: &str) -> Ending {
+    let reason = Reason::BudgetSpent;
+    let failure = Failure { class: reason.as_str().to_owned(), message: message.to_owned() };
+    let result = |model: &String| ImageResult {
+        failure: Some(failure.clone()),
+        ..ImageResult::of(&job, model, Outcome::Dead)
+    };
+    let results = job.models.iter().map(result).collect();
+    Ending::Dead { job: Box::new(job), results, reason }
+}
+
 /// The models of a call, sorted by what becomes of them.
 #[derive(Default)]
 struct Sorted {
@@ -271,6 +283,19 @@ mod tests {
         assert!(matches!(twice, Ending::Dead { reason: Reason::Ambiguous, .. }));
         let parked = ending(job(1), Class::Ambiguous, &[Class::Ambiguous], Ambiguous::Park);
         assert!(matches!(parked, Ending::Dead { reason: Reason::Ambiguous, .. }));
+    }
+
+    #[test]
+    fn a_job_of_a_spent_budget_keeps_its_models_and_each_has_a_result_that_says_so() {
+        let Ending::Dead { job, results, reason } = conclude_spent(job(2), "the budget is spent") else {
+            panic!("a dead letter")
+        };
+        assert_eq!((job.models.len(), results.len(), reason), (2, 2, Reason::BudgetSpent));
+        for result in results {
+            let failure = result.failure.unwrap();
+            assert_eq!((result.outcome, failure.class.as_str()), (Outcome::Dead, "budget-spent"));
+            assert_eq!(failure.message, "the budget is spent");
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use tracing::info;
 
 use crate::{
     admin::Condition,
+    budget::Spent,
     client::{Client, NoClient},
     config::Config,
     image::Images,
@@ -92,6 +93,7 @@ pub(crate) struct Crew {
     pub(crate) images: Images,
     pub(crate) board: Arc<Board>,
     pub(crate) recent: Recent,
+    pub(crate) spent: Spent,
     /// No slot is asked for any more; what waits for one goes back.
     pub(crate) stopping: CancellationToken,
     /// Providers to which nothing can leave for long, and until when.

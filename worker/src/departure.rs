@@ -57,7 +57,7 @@ pub(crate) async fn wait(
     let since = Instant::now();
     loop {
         let granted = tokio::select! {
-            granted = serving.desk.leave(weight) => granted,
+            granted = serving.desk.leave(job, weight) => granted,
             () = crew.stopping.cancelled() => Ok(None),
         };
         // Heavier than the limits ever give at once: waiting would not help it.
@@ -157,7 +157,7 @@ pub(crate) async fn tell(crew: &Crew, account: &AccountState, verdict: &Verdict,
 }
 
 /// Says something to the fleet, within a bound. What fails holds for this worker only.
-async fn said<E: std::fmt::Display>(saying: impl Future<Output = Result<(), E>>) {
+pub(crate) async fn said<E: std::fmt::Display>(saying: impl Future<Output = Result<(), E>>) {
     match timeout(SAID_WITHIN, saying).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => warn!(%error, "the fleet could not be told"),

@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod alarm;
 pub mod arrival;
+mod budget;
 pub mod classify;
 pub mod client;
 mod conclude;
@@ -22,6 +23,7 @@ mod room;
 mod run;
 mod slots;
 mod step;
+mod waiting;
 
 pub use config::Config;
 pub use crew::{Board, Engines, Refusal};

@@ -18,6 +18,7 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::{
     admin,
+    budget::Spent,
     client::NoClient,
     config::Config,
     crew::{Board, Crew, Engines, Recent, Serving},
@@ -181,6 +182,7 @@ fn muster(
         providers: serving,
         board,
         recent: Recent::default(),
+        spent: Spent::default(),
         stopping: CancellationToken::new(),
         parked: std::sync::Mutex::default(),
     })

@@ -1,13 +1,15 @@
 //! The slot desk: jobs that are ready to leave queue here, and one task asks the limiter for them.
 //!
 //! One asker a provider and process, not one a job: past the horizon a whole process waits for one moment, and the
-//! limiter is not asked by a herd. Several waiting jobs are booked in one round trip. Where a provider has several
+//! limiter is not asked by a herd. Several waiting jobs are booked in one round trip, batches by turns (`waiting`). Where a provider has several
 //! accounts, a call goes by the one that is free first.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use pixfleet_shared::{
-    gcra, judge,
+    gcra,
+    job::Job,
+    judge,
     limiter::{LimiterError, Order, RateLimiter, Reservation, Slot, Stack, Wait, Weight, Why},
 };
 use tokio::{
@@ -17,13 +19,19 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
-use crate::room::{Permit, Room};
+use crate::{
+    room::{Permit, Room},
+    waiting::{Ask, Waiting},
+};
 
 /// Slots booked in one round trip: at a usual rate few, so that workers take turns; at a high one as many as are due in
 /// ten milliseconds.
 const FEWEST_AT_ONCE: usize = 4;
 const MOST_AT_ONCE: usize = 32;
 const DUE_WITHIN_S: f64 = 0.01;
+/// No more slots are booked while one is this far ahead, and twice what an answer takes: whoever has one leaves in it, and a
+/// job of another batch that comes meanwhile is behind. A limiter that does not answer for as long leaves slots unused.
+const AHEAD: Duration = Duration::from_millis(300);
 /// The longest sleep before the limiter is asked again, whatever it said: limits can change meanwhile.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 /// Bound of one request; the limiter's own timeouts are shorter.
@@ -73,11 +81,6 @@ pub(crate) struct Desk {
     asks: mpsc::Sender<Ask>,
 }
 
-struct Ask {
-    weight: Weight,
-    granted: oneshot::Sender<Granted>,
-}
-
 impl Desk {
     /// Opens the desk of a provider with these exits. `free` is told when a room may have become free.
     pub(crate) fn open(
@@ -99,8 +102,9 @@ impl Desk {
             changes,
             free,
             inbox,
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
             failures: 0,
+            took: Duration::ZERO,
             away: None,
         };
         tasks.spawn(async move {
@@ -112,17 +116,17 @@ impl Desk {
         Self { exits, asks }
     }
 
-    /// The right to leave for a call of this weight; waits until there is one. `None` when the desk has closed.
+    /// The right to leave for the call of `job`, of this weight; waits until there is one. `None` when the desk has closed.
     ///
     /// # Errors
     /// [`LimiterError::Impossible`], at once, for a call that no stack could ever let go: it does not get in
     /// the way of those that wait.
-    pub(crate) async fn leave(&self, weight: Weight) -> Result<Option<Granted>, LimiterError> {
+    pub(crate) async fn leave(&self, job: &Job, weight: Weight) -> Result<Option<Granted>, LimiterError> {
         for exit in self.exits.iter() {
             judge::fits(&exit.stack, weight)?;
         }
         let (granted, booked) = oneshot::channel();
-        if self.asks.send(Ask { weight, granted }).await.is_err() {
+        if self.asks.send(Ask::of(job, weight, granted)).await.is_err() {
             return Ok(None);
         }
         Ok(booked.await.ok())
@@ -146,8 +150,10 @@ struct Clerk {
     changes: watch::Receiver<u64>,
     free: Arc<Notify>,
     inbox: mpsc::Receiver<Ask>,
-    waiting: VecDeque<Ask>,
+    waiting: Waiting,
     failures: u32,
+    /// How long the limiter's answers take.
+    took: Duration,
     /// Since when the limiter is away, and when the next call may leave without it.
     away: Option<Away>,
 }
@@ -174,19 +180,19 @@ impl Clerk {
 
     /// Waits for an ask, and takes in all that are there. Jobs that gave up waiting book nothing.
     async fn gather(&mut self) -> bool {
-        self.waiting.retain(|ask| !ask.granted.is_closed());
+        self.waiting.sweep();
         if self.waiting.is_empty() {
             // Nobody waits for room any more.
             self.exits.iter().flat_map(|exit| &exit.rooms).for_each(|room| drop(room.take(0, 0)));
             match self.inbox.recv().await {
-                Some(ask) => self.waiting.push_back(ask),
+                Some(ask) => self.waiting.push(ask),
                 None => return false,
             }
         }
         while let Ok(ask) = self.inbox.try_recv() {
-            self.waiting.push_back(ask);
+            self.waiting.push(ask);
         }
-        self.waiting.retain(|ask| !ask.granted.is_closed());
+        self.waiting.sweep();
         true
     }
 
@@ -211,7 +217,7 @@ impl Clerk {
     }
 
     fn at_once(&self, exit: &Exit) -> usize {
-        let weight = self.waiting.front().map_or(Weight::of_models(1), |ask| ask.weight);
+        let weight = self.waiting.peek(1).pop().unwrap_or(Weight::of_models(1));
         let rate = self.limiter.in_force(&exit.stack).rate_per_s(weight);
         let due = rate.map_or(MOST_AT_ONCE, |rate| (rate * DUE_WITHIN_S) as usize);
         due.clamp(FEWEST_AT_ONCE, MOST_AT_ONCE)
@@ -219,15 +225,17 @@ impl Clerk {
 
     async fn ask(&mut self, exit: usize, room: Vec<Vec<Permit>>) {
         let Exit { stack, aim, .. } = &self.exits[exit];
-        let calls = self.waiting.iter().take(room.len()).map(|ask| ask.weight).collect();
+        let calls = self.waiting.peek(room.len());
         let (lead, jitter) = aim();
         let order = Order { calls, lead, jitter };
+        let asked = Instant::now();
         match timeout(REQUEST_TIMEOUT, self.limiter.reserve(stack, &order)).await {
             Ok(Ok(reservation)) => {
                 if self.failures > 0 {
                     info!(stack = stack.name, "the rate limiter is back");
                 }
                 self.failures = 0;
+                self.took = (7 * self.took + asked.elapsed()) / 8;
                 self.away = None;
                 self.hand_out(exit, reservation, room);
             }
@@ -248,11 +256,12 @@ impl Clerk {
             Reservation::Slots(slots) => {
                 let last = slots.last().map_or(now, |slot| slot.at);
                 for (slot, room) in slots.into_iter().zip(room) {
-                    let Some(ask) = self.waiting.pop_front() else { break };
+                    let Some(ask) = self.waiting.pop() else { break };
                     // A job that gave up in this moment leaves its slot unused: the limit is kept, one slot idle.
                     let _ = ask.granted.send(Granted::Leave(Leave { account: exit, slot, room }));
                 }
-                Outlook { ask_at: now, free_at: last, why: None }
+                let ahead = AHEAD + 2 * self.took;
+                Outlook { ask_at: last.checked_sub(ahead).unwrap_or(now).max(now), free_at: last, why: None }
             }
         };
     }
@@ -264,7 +273,7 @@ impl Clerk {
         if until < Instant::now() + PARKED_FROM || self.waiting.is_empty() {
             return false;
         }
-        for ask in self.waiting.drain(..) {
+        while let Some(ask) = self.waiting.pop() {
             let _ = ask.granted.send(Granted::Parked { until, why: why.clone() });
         }
         true

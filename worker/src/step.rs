@@ -18,6 +18,7 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    budget,
     classify::{Class, Verdict, classify},
     client::{CallOutcome, Opened, Sent},
     conclude::{Ending, MENDING_PAUSE, Policy, conclude, conclude_uncalled},
@@ -107,7 +108,15 @@ async fn one_call(
     requests: &[PreparedRequest],
 ) -> Result<(CallOutcome, Verdict), Early> {
     let room = room(crew, serving, job).await?;
-    let Departure { leave, way, at } = departure::wait(crew, serving, job, requests).await?;
+    let reserved = budget::reserve(crew, serving, job).await?;
+    let departure = match departure::wait(crew, serving, job, requests).await {
+        Ok(departure) => departure,
+        Err(early) => {
+            budget::give_back(crew, reserved).await;
+            return Err(early);
+        }
+    };
+    let Departure { leave, way, at } = departure;
     let account = &serving.accounts[leave.account];
     crew.board.metrics.in_flight.inc();
     let sent = way.send(&requests[leave.account], Some(at.into_std())).await;
@@ -117,6 +126,9 @@ async fn one_call(
     way_went(crew, account, lateness, opened);
     let verdict = classify(&serving.provider, &outcome, &job.models, Timestamp::now());
     count(crew, serving, job, &outcome, &verdict);
+    if !verdict.charged {
+        budget::give_back(crew, reserved).await;
+    }
     departure::tell(crew, account, &verdict, leave.slot.probe).await;
     Ok((outcome, verdict))
 }
@@ -220,6 +232,7 @@ fn count(crew: &Crew, serving: &Serving, job: &Job, outcome: &CallOutcome, verdi
     let label = ProviderLabel { provider: provider.clone() };
     crew.board.metrics.call_duration.get_or_create(&label).observe(outcome.duration.as_secs_f64());
     crew.board.metrics.calls.get_or_create(&CallLabels { provider, class: verdict.class.as_str() }).inc();
+    crew.board.metrics.calls_by_batch.count(&job.batch);
     if verdict.charged {
         crew.board
             .metrics

@@ -129,6 +129,8 @@ impl Play<'_> {
         let order = Order {
             batch: self.batch.clone(),
             priority,
+            weight: 1,
+            budget: None,
             plan,
             trace: Some(TraceParent::random()),
             bad_rows: BadRows::Stop,

@@ -5,7 +5,7 @@ use pixfleet_producer::{Forecast, Summary, plan::Plan};
 use pixfleet_worker::provider::Provider;
 use serde::Serialize;
 
-use crate::output;
+use crate::{budget::Coverage, output};
 
 /// The one JSON line, and the source of the text.
 #[derive(Debug, Serialize)]
@@ -17,6 +17,9 @@ pub(super) struct Report<'a> {
     /// Of a dry run alone: what the rest would take.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) forecast: Option<Forecast>,
+    /// Of a dry run alone: how far the budget goes, where there is one.
+    #[serde(rename = "budget", skip_serializing_if = "Option::is_none")]
+    pub(super) coverage: Option<Coverage>,
     /// Why it ended early; null when it did not.
     pub(super) stopped: Option<String>,
 }
@@ -58,6 +61,7 @@ impl Report<'_> {
                     tally.enqueued, tally.already
                 );
                 text += &format!("{}\n", when(forecast, now));
+                text.extend(self.coverage.iter().map(|coverage| coverage.text() + "\n"));
             }
             None => {
                 text += &format!(

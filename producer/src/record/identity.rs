@@ -2,18 +2,21 @@
 
 use std::path::Path;
 
-use pixfleet_shared::{batch::BatchName, job::Priority};
+use pixfleet_shared::{batch::BatchName, budget::Budget, job::Priority};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::RecordError;
 use crate::plan::Plan;
+
+const BUDGET: &str = "budget";
+const NO_BUDGET: &str = "none";
 
 /// What a batch was begun with, and keeps to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     batch: String,
     /// What is kept, each with its name for people.
-    facts: [(&'static str, String); 5],
+    facts: [(&'static str, String); 6],
 }
 
 impl Identity {
@@ -28,8 +31,16 @@ impl Identity {
                 ("models a call", plan.models_per_call().to_string()),
                 ("priority", priority.to_string()),
                 ("queue", queue.to_owned()),
+                (BUDGET, NO_BUDGET.to_owned()),
             ],
         }
+    }
+
+    /// The same with what the batch may spend.
+    #[must_use]
+    pub fn with_budget(mut self, budget: Option<Budget>) -> Self {
+        self.facts[5].1 = budget.map_or_else(|| NO_BUDGET.to_owned(), |budget| budget.to_string());
+        self
     }
 
     /// The batch's name.
@@ -49,7 +60,9 @@ impl Identity {
         let batch = ("batch", self.batch.clone());
         for (what, is) in std::iter::once(&batch).chain(&self.facts) {
             let key = format!("{scope}{what}");
-            match kept(db, &key)? {
+            // A record of an earlier build knows no budgets.
+            let unsaid = || (begun && *what == BUDGET).then(|| NO_BUDGET.to_owned());
+            match kept(db, &key)?.or_else(unsaid) {
                 Some(was) if was != *is && begun => {
                     return Ok(Some(Differs { batch: self.batch.clone(), what, was, is: is.clone() }));
                 }

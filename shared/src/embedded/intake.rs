@@ -77,7 +77,7 @@ pub(super) fn start(store: Arc<Store>, served: Served, prefetch: watch::Receiver
         prefetch,
         lend,
         stop: stop.clone(),
-        turns: Some(lending::turns()),
+        turns: Some(Turns::default()),
         ahead: VecDeque::new(),
     };
     EmbeddedIntake { deliveries, stop, pump: Some(tokio::spawn(pump.run())) }
@@ -90,7 +90,7 @@ struct Pump {
     lend: mpsc::Sender<Delivery>,
     stop: CancellationToken,
     /// Away only while they are in the writer's hands.
-    turns: Option<Turns>,
+    turns: Option<Turns<usize>>,
     ahead: VecDeque<Lent>,
 }
 
@@ -156,7 +156,7 @@ impl Pump {
 
     async fn lend_some(&mut self, most: usize) -> Result<Lending, StoreError> {
         let (shared, served) = (self.store.shared(), self.served.clone());
-        let mut turns = self.turns.take().unwrap_or_else(lending::turns);
+        let mut turns = self.turns.take().unwrap_or_default();
         let lending = self.store.write(move |db| {
             let holder = shared.membership.join(db)?;
             let lending = lending::lend(db, holder, &served, &mut turns, most)?;

@@ -20,6 +20,7 @@ pub struct Row {
     provider: String,
     priority: i64,
     lane: i64,
+    weight: i64,
     batch: String,
     models: i64,
     message: Vec<u8>,
@@ -38,6 +39,7 @@ impl Row {
             provider: job.provider.clone(),
             priority: rank(job.priority),
             lane: job.lane.into(),
+            weight: job.weight().into(),
             batch: job.batch.to_string(),
             models: job.models.len() as i64,
             message,
@@ -69,11 +71,11 @@ pub(super) enum Met {
 /// What SQLite says.
 pub fn put(db: &Connection, rows: &[Row]) -> rusqlite::Result<()> {
     let mut insert = db.prepare_cached(
-        "INSERT INTO jobs (id, provider, priority, lane, state, due_us, dropped, job)
-         VALUES (?1, ?2, ?3, ?4, 0, 0, 0, ?5)",
+        "INSERT INTO jobs (id, provider, priority, lane, state, due_us, dropped, job, weight)
+         VALUES (?1, ?2, ?3, ?4, 0, 0, 0, ?5, ?6)",
     )?;
     for row in rows {
-        insert.execute(params![row.id, row.provider, row.priority, row.lane, row.message])?;
+        insert.execute(params![row.id, row.provider, row.priority, row.lane, row.message, row.weight])?;
     }
     // One batch follows the other, if there is more than one.
     for group in rows.chunk_by(|one, next| one.batch == next.batch) {

@@ -5,13 +5,11 @@ use rusqlite::{Connection, params};
 use super::{jobs::rank, process::now_us};
 use crate::{
     job::Priority,
-    lanes::{Turns, weight},
+    lanes::{Turns, weight_of},
 };
 
 /// A batch keeps to one of these queues of its priority.
-pub(super) const LANES: u8 = 4;
-/// Lanes that another version, or the fleet, may have given to a job.
-const MOST_LANES: u8 = 16;
+pub(super) const LANES: u8 = 16;
 /// A lane with more jobs than this is full, and no lane is fuller.
 const COUNTED: i64 = 100_000;
 
@@ -112,13 +110,8 @@ fn next_due_us(db: &Connection) -> rusqlite::Result<Option<u64>> {
     Ok(due.map(i64::unsigned_abs))
 }
 
-/// Turns for every lane that there can be.
-pub(super) fn turns() -> Turns {
-    Turns::new(every_lane().map(|(priority, _)| weight(priority)))
-}
-
 fn every_lane() -> impl Iterator<Item = (Priority, u8)> {
-    Priority::ALL.into_iter().flat_map(|priority| (0..MOST_LANES).map(move |lane| (priority, lane)))
+    Priority::ALL.into_iter().flat_map(|priority| (0..LANES).map(move |lane| (priority, lane)))
 }
 
 /// Lends up to `most` jobs to the process `holder`, the lanes by weight, each in its order.
@@ -126,7 +119,7 @@ pub(super) fn lend(
     db: &Connection,
     holder: i64,
     served: &Served,
-    turns: &mut Turns,
+    turns: &mut Turns<usize>,
     most: usize,
 ) -> rusqlite::Result<Lending> {
     db.prepare_cached("UPDATE jobs SET state = 0 WHERE state = 2 AND due_us <= ?1")?
@@ -136,8 +129,8 @@ pub(super) fn lend(
         db.prepare_cached("UPDATE jobs SET state = 1, holder = ?2 WHERE seq = ?1 RETURNING job")?;
     let mut lending = Lending::default();
     while lending.lent.len() < most {
-        let ready = lanes.iter().enumerate().filter(|(_, seqs)| !seqs.is_empty()).map(|(lane, _)| lane);
-        let Some(seq) = turns.take(ready).and_then(|lane| lanes[lane].pop()) else { break };
+        let ready = lanes.iter().enumerate().filter_map(|(lane, heads)| Some((lane, heads.last()?.weight)));
+        let Some(Head { seq, .. }) = turns.take(ready).and_then(|lane| lanes[lane].pop()) else { break };
         let message = take.query_row(params![seq, holder], |row| row.get(0))?;
         lending.lent.push(Lent { seq, message });
     }
@@ -147,24 +140,30 @@ pub(super) fn lend(
     Ok(lending)
 }
 
+/// A job that may be lent.
+struct Head {
+    seq: i64,
+    /// Among all lanes.
+    weight: u64,
+}
+
 /// The first ready jobs of each lane, the very first last.
-fn heads(db: &Connection, providers: &[String], most: usize) -> rusqlite::Result<Vec<Vec<i64>>> {
+fn heads(db: &Connection, providers: &[String], most: usize) -> rusqlite::Result<Vec<Vec<Head>>> {
     let mut query = db.prepare_cached(
-        "SELECT seq FROM jobs WHERE state = 0 AND provider = ?1 AND priority = ?2 AND lane = ?3
+        "SELECT seq, weight FROM jobs WHERE state = 0 AND provider = ?1 AND priority = ?2 AND lane = ?3
          ORDER BY seq LIMIT ?4",
     )?;
     let mut lanes = Vec::new();
     for (priority, lane) in every_lane() {
-        let mut seqs: Vec<i64> = Vec::new();
+        let mut heads: Vec<Head> = Vec::new();
         for provider in providers {
-            for seq in
-                query.query_map(params![provider, rank(priority), lane, most as i64], |row| row.get(0))?
-            {
-                seqs.push(seq?);
+            let mut rows = query.query(params![provider, rank(priority), lane, most as i64])?;
+            while let Some(row) = rows.next()? {
+                heads.push(Head { seq: row.get(0)?, weight: weight_of(priority, row.get(1)?) });
             }
         }
-        seqs.sort_unstable_by_key(|seq| std::cmp::Reverse(*seq));
-        lanes.push(seqs);
+        heads.sort_unstable_by_key(|head| std::cmp::Reverse(head.seq));
+        lanes.push(heads);
     }
     Ok(lanes)
 }
@@ -190,7 +189,7 @@ mod tests {
         jobs::put(&db, &[Row::of(&job).unwrap()]).unwrap();
         assert_eq!(outlook(&db, &Served::All).unwrap(), Outlook::Ready);
         assert_eq!(outlook(&db, &Served::Of(vec!["q".into()])).unwrap(), Outlook::NothingBefore(None));
-        let lent = lend(&db, 1, &Served::All, &mut turns(), 1).unwrap().lent;
+        let lent = lend(&db, 1, &Served::All, &mut Turns::default(), 1).unwrap().lent;
         let hour = 3_600_000_000;
         let again = After::Again(Row::of(&job).unwrap(), hour);
         jobs::settle(&db, 1, lent[0].seq, job.id, &[], &again).unwrap();

@@ -15,14 +15,11 @@ use tracing::{debug, warn};
 use super::{
     link::Link,
     publisher::Publisher,
-    session::{LaneKey, REQUEST_TIMEOUT, Session},
+    session::{Head, REQUEST_TIMEOUT, Session},
     settle::{self, RabbitSettle},
     topology,
 };
-use crate::{
-    job::Job,
-    queue::{Delivery, Intake, QueueError},
-};
+use crate::queue::{Delivery, Intake, QueueError};
 
 /// Jobs given back at the same time when an intake stops.
 const GIVEN_BACK_AT_ONCE: usize = 64;
@@ -128,8 +125,8 @@ impl Pump {
                 () = self.stop.cancelled() => break,
             };
             match picked {
-                Some((lane, message)) => {
-                    if let Some(delivery) = lender.deliver(lane, message) {
+                Some(head) => {
+                    if let Some(delivery) = lender.deliver(head) {
                         place.send(delivery);
                     }
                 }
@@ -148,7 +145,7 @@ impl Pump {
     /// count towards the delivery limit, and rolling restarts would kill innocent jobs.
     async fn drain(mut session: Session, lender: &Lender) {
         let left = session.cancel().await;
-        let deliveries = left.into_iter().filter_map(|(lane, message)| lender.deliver(lane, message));
+        let deliveries = left.into_iter().filter_map(|head| lender.deliver(head));
         stream::iter(deliveries).for_each_concurrent(GIVEN_BACK_AT_ONCE, give_back).await;
     }
 }
@@ -170,12 +167,10 @@ struct Lender {
 }
 
 impl Lender {
-    /// Reads the message; one that is no job is buried, and nothing is delivered.
-    fn deliver(&self, lane: LaneKey, message: Message) -> Option<Delivery> {
-        match Job::from_message(&message.data) {
+    /// A message that is no job is buried, and nothing is delivered.
+    fn deliver(&self, Head { message, job }: Head) -> Option<Delivery> {
+        match job {
             Ok(mut job) => {
-                // The queue that it came from is the truth: a retry goes back there.
-                (job.priority, job.lane) = lane;
                 job.traceparent = job.traceparent.or_else(|| header(&message, "traceparent")?.parse().ok());
                 let Self { publisher, channel, tasks } = self.clone();
                 let settle = RabbitSettle::new(message.acker, channel, publisher, &job, tasks);

@@ -24,8 +24,8 @@ use super::{
     topology::{self, job_queue},
 };
 use crate::{
-    job::Priority,
-    lanes::{Turns, weight},
+    job::{Job, Priority, Unreadable},
+    lanes::{Turns, weight, weight_of},
     queue::QueueError,
 };
 
@@ -39,7 +39,7 @@ pub(super) type LaneKey = (Priority, u8);
 pub(super) struct Session {
     pub(super) channel: Arc<Channel>,
     lanes: Vec<Lane>,
-    turns: Turns,
+    turns: Turns<usize>,
     generation: u32,
     prefetch: u16,
 }
@@ -48,7 +48,28 @@ struct Lane {
     key: LaneKey,
     /// The living consumer last; before it, cancelled ones that still hold received messages.
     consumers: VecDeque<Consumer>,
-    head: Option<Message>,
+    head: Option<Head>,
+}
+
+/// A message, and what it says: its weight has to be known before its turn.
+pub(super) struct Head {
+    pub(super) message: Message,
+    pub(super) job: Result<Job, Unreadable>,
+}
+
+impl Head {
+    fn read(message: Message, (priority, lane): LaneKey) -> Self {
+        let mut job = Job::from_message(&message.data);
+        if let Ok(job) = &mut job {
+            // The queue that it came from is the truth: a retry goes back there.
+            (job.priority, job.lane) = (priority, lane);
+        }
+        Self { message, job }
+    }
+
+    fn weight(&self, (priority, _): LaneKey) -> u64 {
+        self.job.as_ref().map_or_else(|_| weight_of(priority, 1), weight)
+    }
 }
 
 impl Session {
@@ -58,7 +79,7 @@ impl Session {
             Priority::ALL.into_iter().flat_map(|p| (0..lanes).map(move |lane| (p, lane))).collect();
         let mut session = Self {
             channel,
-            turns: Turns::new(keys.iter().map(|(priority, _)| weight(*priority))),
+            turns: Turns::default(),
             lanes: keys.into_iter().map(|key| Lane { key, consumers: VecDeque::new(), head: None }).collect(),
             generation: 0,
             prefetch: prefetch.max(1),
@@ -103,32 +124,29 @@ impl Session {
     }
 
     /// Takes the head of the lane whose turn it is, when any lane has one.
-    pub(super) fn poll_pick(&mut self, cx: &mut Context<'_>) -> Poll<Result<(LaneKey, Message), QueueError>> {
+    pub(super) fn poll_pick(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, QueueError>> {
         for lane in &mut self.lanes {
             if let Poll::Ready(Err(error)) = lane.poll_head(cx) {
                 return Poll::Ready(Err(error));
             }
         }
-        let ready = self.lanes.iter().enumerate().filter(|(_, lane)| lane.head.is_some()).map(|(at, _)| at);
-        match self.turns.take(ready) {
-            Some(at) => {
-                let lane = &mut self.lanes[at];
-                let key = lane.key;
-                lane.head.take().map_or(Poll::Pending, |head| Poll::Ready(Ok((key, head))))
-            }
+        let ready = self.lanes.iter().enumerate();
+        let ready = ready.filter_map(|(at, lane)| Some((at, lane.head.as_ref()?.weight(lane.key))));
+        match self.turns.take(ready).and_then(|at| self.lanes[at].head.take()) {
+            Some(head) => Poll::Ready(Ok(head)),
             None => Poll::Pending,
         }
     }
 
     /// Stops the consumers and returns what they had received and not given out.
-    pub(super) async fn cancel(&mut self) -> Vec<(LaneKey, Message)> {
+    pub(super) async fn cancel(&mut self) -> Vec<Head> {
         let mut left = Vec::new();
         if let Err(error) = self.cancel_consumers().await {
             debug!(%error, "consumers could not be cancelled, the broker will deliver their jobs again");
             return left;
         }
         for lane in &mut self.lanes {
-            left.extend(lane.head.take().map(|head| (lane.key, head)));
+            left.extend(lane.head.take());
             // After cancel-ok every received message is in the stream, and then its end.
             let drained = timeout(REQUEST_TIMEOUT, poll_fn(|cx| lane.poll_rest(cx, &mut left))).await;
             if drained.is_err() {
@@ -148,7 +166,7 @@ impl Lane {
             };
             match Pin::new(consumer).poll_next(cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok(message))) => self.head = Some(message),
+                Poll::Ready(Some(Ok(message))) => self.head = Some(Head::read(message, self.key)),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(topology::away(error))),
                 Poll::Ready(None) => {
                     self.consumers.pop_front();
@@ -158,12 +176,12 @@ impl Lane {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_rest(&mut self, cx: &mut Context<'_>, left: &mut Vec<(LaneKey, Message)>) -> Poll<()> {
+    fn poll_rest(&mut self, cx: &mut Context<'_>, left: &mut Vec<Head>) -> Poll<()> {
         loop {
             match self.poll_head(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(_)) => return Poll::Ready(()),
-                Poll::Ready(Ok(())) => left.extend(self.head.take().map(|head| (self.key, head))),
+                Poll::Ready(Ok(())) => left.extend(self.head.take()),
             }
         }
     }

@@ -6,7 +6,6 @@ use pixfleet_sandbox::{Latency, Settings};
 use pixfleet_shared::{
     batch::{BatchEvent, BatchState},
     id::Id,
-    queue::Queue,
     result::ImageResult,
 };
 use pixfleet_tests::fleet::{Fleet, KEY};

@@ -11,6 +11,7 @@ mod crash;
 mod demo;
 mod enqueueing;
 mod failover;
+mod fairness;
 mod first_call;
 mod judges;
 mod kills;
@@ -43,9 +44,9 @@ impl Figure {
     }
 }
 
-const PARTS: [&str; 13] = [
-    "run", "start", "resume", "crash", "wait", "arrive", "demo", "limit", "failover", "enqueue", "memory",
-    "kill", "judges",
+const PARTS: [&str; 14] = [
+    "run", "start", "resume", "crash", "wait", "arrive", "demo", "limit", "failover", "fairness", "enqueue",
+    "memory", "kill", "judges",
 ];
 
 #[tokio::main]
@@ -70,6 +71,7 @@ async fn main() {
             "demo" => demo::measure().await,
             "limit" => limited::measure().await,
             "failover" => failover::measure().await,
+            "fairness" => fairness::measure().await,
             "enqueue" => enqueueing::measure().await,
             "memory" => memory::measure().await,
             "judges" => judges::measure().await,
