@@ -14,6 +14,7 @@ pub mod batch;
 mod clock;
 pub mod embedded;
 pub mod fleet;
+pub mod foresight;
 pub mod gcra;
 pub mod id;
 pub mod jitter;
