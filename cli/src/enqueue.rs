@@ -13,7 +13,8 @@ use pixfleet_producer::{
     record::{Identity, Record, RecordError},
 };
 use pixfleet_shared::{
-    batch::BatchName, embedded::Embedded, fleet::rabbit, job::Priority, queue::Queue, trace::TraceParent,
+    batch::BatchName, embedded::Embedded, fleet::rabbit, job::Priority, limiter::Stack, queue::Queue,
+    trace::TraceParent,
 };
 use pixfleet_worker::provider::{Catalog, Provider};
 use tokio::sync::watch;
@@ -86,7 +87,7 @@ pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow:
     let config = loaded.config.enqueue.clone();
     let plan = args.ask.plan(&provider, &config)?;
     // A call that no limit will ever let go would wait in the queue for ever.
-    pixfleet_producer::forecast(&plan, &provider.limits(), 0, jiff::Timestamp::now())?;
+    pixfleet_producer::forecast(&plan, &accounts(&provider), 0, jiff::Timestamp::now())?;
     let place = args.engine.place(&loaded.config.engine, Some(&args.batch))?;
     let shelf = Shelf::of(&place, &args, &loaded.config)?;
     let identity = Identity::new(&args.batch, &plan, args.priority, &shelf.queue);
@@ -156,6 +157,11 @@ fn report(
         }
         Some(stopped) => Err(anyhow!("{stopped}")),
     }
+}
+
+/// The limit stacks of a provider, one for each account.
+pub(crate) fn accounts(provider: &Provider) -> Vec<Stack> {
+    provider.stacks().cloned().collect()
 }
 
 fn provider(catalog: &Catalog, name: Option<&str>) -> anyhow::Result<Arc<Provider>> {

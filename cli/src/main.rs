@@ -10,6 +10,7 @@ mod engine;
 mod enqueue;
 mod exit;
 mod health;
+mod limits;
 mod order;
 mod output;
 mod results;
@@ -17,6 +18,7 @@ mod run;
 mod sandbox;
 mod schemas;
 mod status;
+mod words;
 mod worker;
 
 use std::process::ExitCode;
@@ -62,6 +64,7 @@ enum Role {
     Worker(worker::Args),
     Results(Box<results::Args>),
     Status(status::Args),
+    Limits(Box<limits::Args>),
     Sandbox(Box<sandbox::Args>),
     Demo(demo::Args),
     Config(config::Args),
@@ -99,6 +102,10 @@ fn play(cli: Cli) -> anyhow::Result<ExitCode> {
         Role::Status(args) => {
             let loaded = sources.load()?;
             start(&loaded.quiet_log(), status::run(args, loaded.config))
+        }
+        Role::Limits(args) => {
+            let (loaded, catalog) = sources.load_with_providers(Keys::NotNeeded)?;
+            start(&loaded.quiet_log(), limits::run(*args, loaded, catalog))
         }
         Role::Demo(args) => {
             let loaded = sources.load()?;

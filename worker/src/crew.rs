@@ -10,7 +10,7 @@ use pixfleet_shared::{
     ledger::Ledger,
     limiter::{RateLimiter, Stack, Why},
     queue::Queue,
-    telemetry::{Metrics, ProviderLabel},
+    telemetry::{Metrics, StackLabel},
 };
 use tokio::{
     sync::{Notify, Semaphore, watch},
@@ -111,15 +111,14 @@ pub(crate) struct Serving {
 
 /// What is known of an account's limits while the worker works.
 pub(crate) struct AccountState {
-    pub(crate) provider: String,
     pub(crate) stack: Stack,
     /// Calls in a row that were answered "too much".
     pub(crate) throttled: AtomicU32,
 }
 
 impl AccountState {
-    pub(crate) fn label(&self) -> ProviderLabel {
-        ProviderLabel { provider: self.provider.clone() }
+    pub(crate) fn label(&self) -> StackLabel {
+        StackLabel { stack: self.stack.name.clone() }
     }
 }
 
@@ -141,11 +140,7 @@ impl Serving {
         };
         let exits = provider.stacks().map(exit).collect();
         let desk = Desk::open(exits, free.clone(), engines.limiter.clone(), tasks, stop.clone());
-        let account = |stack: &Stack| AccountState {
-            provider: provider.name().to_owned(),
-            stack: stack.clone(),
-            throttled: AtomicU32::new(0),
-        };
+        let account = |stack: &Stack| AccountState { stack: stack.clone(), throttled: AtomicU32::new(0) };
         let accounts = provider.stacks().map(account).collect();
         let at_once = provider.definition().calls_at_once;
         let room = at_once.map(|calls| Semaphore::new(calls.get() as usize));

@@ -17,6 +17,7 @@ use crate::{
     crew::{AccountState, Crew, Serving},
     slots::{Granted, Leave},
     step::{Early, uncalled},
+    usage,
 };
 
 /// Time for something to be said to the fleet.
@@ -60,6 +61,7 @@ pub(crate) async fn wait(crew: &Crew, serving: &Serving, job: &Job, bytes: usize
         let held = crew.engines.limiter.held_until(stack).is_some_and(|until| until > Instant::now());
         if !held && in_time(crew, stack, leave.slot, &label).await {
             crew.board.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
+            usage::took(crew, stack, weight);
             return Ok(leave);
         }
         debug!(late_us = late_us(leave.slot), held, "slot forfeited");
@@ -107,7 +109,10 @@ fn late_us(slot: Slot) -> u64 {
 pub(crate) async fn tell(crew: &Crew, account: &AccountState, verdict: &Verdict, probe: bool) {
     let AccountState { stack, throttled, .. } = account;
     let in_a_row = match verdict.class {
-        Class::Throttled => throttled.fetch_add(1, Ordering::Relaxed) + 1,
+        Class::Throttled => {
+            crew.board.metrics.throttled.get_or_create(&account.label()).inc();
+            throttled.fetch_add(1, Ordering::Relaxed) + 1
+        }
         // Nobody knows what it would have said.
         Class::Ambiguous => throttled.load(Ordering::Relaxed),
         Class::Ok | Class::Transient | Class::Rejected | Class::Unauthorized => {

@@ -19,6 +19,7 @@ mod room;
 mod run;
 mod slots;
 mod step;
+mod usage;
 
 pub use config::Config;
 pub use crew::{Board, Engines, Refusal};

@@ -9,9 +9,15 @@ use super::fields;
 /// Names the settings file.
 pub(super) const CONFIG: &str = "PIXFLEET_CONFIG";
 
-/// Variables of the scripts around pixfleet (`tests/services`, `deploy/compose.yaml`): not settings.
-const OF_SCRIPTS: [&str; 5] =
-    [CONFIG, "PIXFLEET_BINARY", "PIXFLEET_IMAGE", "PIXFLEET_RABBITMQ_SBIN", "PIXFLEET_REDIS_SERVER"];
+/// Variables of the commands and scripts around pixfleet (`tests/services`, `deploy/compose.yaml`): not settings.
+const OF_SCRIPTS: [&str; 6] = [
+    CONFIG,
+    crate::limits::BY,
+    "PIXFLEET_BINARY",
+    "PIXFLEET_IMAGE",
+    "PIXFLEET_RABBITMQ_SBIN",
+    "PIXFLEET_REDIS_SERVER",
+];
 /// Families of them, and the variables of the sandbox, which has no section.
 const FAMILIES: [&str; 3] = ["PIXFLEET_SANDBOX_", "PIXFLEET_SERVICES_", "PIXFLEET_TEST_"];
 
