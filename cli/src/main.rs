@@ -101,7 +101,10 @@ fn play(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Role::Status(args) => {
             let loaded = sources.load()?;
-            start(&loaded.quiet_log(), status::run(args, loaded.config))
+            // Providers that can't be used are no reason not to look.
+            let providers = sources.load_with_providers(Keys::NotNeeded);
+            let catalog = providers.map(|(_, catalog)| catalog).unwrap_or_default();
+            start(&loaded.quiet_log(), status::run(args, loaded.config, catalog))
         }
         Role::Limits(args) => {
             let (loaded, catalog) = sources.load_with_providers(Keys::NotNeeded)?;
