@@ -17,7 +17,7 @@ use pixfleet_shared::{
     limiter::{Change, LimiterError, Numbers, RateLimiter},
 };
 use pixfleet_worker::provider::{Catalog, Provider};
-use serde_json::json;
+use serde::Serialize;
 
 pub(crate) use amend::BY;
 use stacks::Target;
@@ -184,9 +184,9 @@ pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow:
         Task::Show { provider, calls, history, common } => {
             let providers = stacks::providers(catalog, provider.as_deref())?;
             let limiter = Limiter::open(&common.engine, config).await?;
-            let shown = show(&limiter, catalog, &providers, calls, history, common.json).await;
+            let look = Look::at(&limiter, catalog, &providers, calls, history).await;
             limiter.close().await;
-            shown?;
+            look?.print(common.json)?;
         }
         Task::Set { target, limit, numbers, author, common } => {
             let Wanted { calls, burst, jitter_ms, spent } = numbers;
@@ -221,38 +221,65 @@ fn explain(catalog: &Catalog, provider: Option<&str>, json: bool) -> anyhow::Res
     Ok(output::text(texts.join("\n"))?)
 }
 
-async fn show(
-    limiter: &Limiter,
-    catalog: &Catalog,
-    providers: &[Arc<Provider>],
-    calls: Option<u64>,
-    history: bool,
-    json: bool,
-) -> anyhow::Result<()> {
-    let limiter = limiter.limiter.as_ref();
-    let mut shown = Vec::new();
-    for owned in stacks::stacks(catalog, providers) {
-        shown.push(shown::look(limiter, &owned, history).await?);
+/// Where stacks stand, and when calls would be done.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Look {
+    stacks: Vec<shown::Shown>,
+    times: Vec<shown::ShownTime>,
+}
+
+impl Look {
+    /// Of every provider of the catalog; with `calls`, when so many would be done at each of them.
+    ///
+    /// # Errors
+    /// When the limiter is away.
+    pub(crate) async fn at_all(
+        limiter: &Limiter,
+        catalog: &Catalog,
+        calls: Option<u64>,
+    ) -> Result<Self, LimiterError> {
+        let all: Vec<Arc<Provider>> = catalog.iter().cloned().collect();
+        Self::at(limiter, catalog, &all, calls, false).await
     }
-    let mut times = Vec::new();
-    if let Some(calls) = calls {
-        for provider in providers {
-            times.push(shown::look_ahead(limiter, provider, calls).await?);
+
+    async fn at(
+        limiter: &Limiter,
+        catalog: &Catalog,
+        providers: &[Arc<Provider>],
+        calls: Option<u64>,
+        history: bool,
+    ) -> Result<Self, LimiterError> {
+        let limiter = limiter.limiter.as_ref();
+        let mut look = Self::default();
+        for owned in stacks::stacks(catalog, providers) {
+            look.stacks.push(shown::look(limiter, &owned, history).await?);
         }
+        if let Some(calls) = calls {
+            for provider in providers {
+                look.times.push(shown::look_ahead(limiter, provider, calls).await?);
+            }
+        }
+        Ok(look)
     }
-    if json {
-        output::json(&json!({"stacks": shown, "times": times}))?;
-        return Ok(());
+
+    /// In words.
+    pub(crate) fn lines(&self, now: Timestamp, terminal: Option<u16>) -> Vec<String> {
+        let mut lines: Vec<String> =
+            self.stacks.iter().flat_map(|shown| show::lines(shown, terminal)).collect();
+        lines.extend(self.times.iter().map(|time| show::time(time, now, terminal)));
+        lines
     }
-    let width = stdout_width();
-    for line in shown.iter().flat_map(|shown| show::lines(shown, width)) {
-        output::line(line)?;
+
+    fn print(&self, json: bool) -> anyhow::Result<()> {
+        if json {
+            output::json(self)?;
+            return Ok(());
+        }
+        for line in self.lines(Timestamp::now(), stdout_width()) {
+            output::line(line)?;
+        }
+        Ok(())
     }
-    let now = shown.first().map_or_else(Timestamp::now, |shown| shown.at);
-    for time in &times {
-        output::line(show::time(time, now, width))?;
-    }
-    Ok(())
 }
 
 async fn change(
@@ -276,23 +303,13 @@ async fn change(
     };
     let changed: Result<Vec<shown::Shown>, LimiterError> = changed.await;
     limiter.close().await;
-    let shown = changed.map_err(refused)?;
-    if common.json {
-        output::json(&json!({"stacks": shown}))?;
-        return Ok(());
-    }
-    for line in shown.iter().flat_map(|shown| show::lines(shown, stdout_width())) {
-        output::line(line)?;
-    }
-    Ok(())
+    Look { stacks: changed.map_err(refused)?, times: Vec::new() }.print(common.json)
 }
 
 /// A change that can't be is the user's to mend.
 fn refused(error: LimiterError) -> anyhow::Error {
     match error {
-        LimiterError::Impossible { .. } => {
-            clap::Error::raw(clap::error::ErrorKind::ValueValidation, format!("{error}\n")).into()
-        }
+        LimiterError::Impossible { .. } => stacks::misused(error.to_string()).into(),
         LimiterError::Away(_) => error.into(),
     }
 }

@@ -1,6 +1,7 @@
-//! `pixfleet status`: where the batches of a state file stand, and when they will be done.
+//! `pixfleet status`: where the batches of a state file stand, and when they will be done; of a fleet, what waits in its lanes.
 
 mod ending;
+mod fleet;
 
 use std::process::ExitCode;
 
@@ -22,15 +23,16 @@ use crate::{
     results::terminal::{folded, stdout_width},
 };
 
-/// Show where the batches of a state file stand, also while others work on it
+/// Show where the batches of a state file stand, or what waits in the lanes of a fleet
 #[derive(Debug, clap::Args)]
 #[command(after_help = "EXAMPLES
   pixfleet status --state spring.pixfleet
   pixfleet status --state spring.pixfleet --json | jq '.batches[] | {batch, ended, jobs}'
   pixfleet status --state spring.pixfleet --json | jq '.endings[] | {batch, done_at}'
 
-When a batch will be done follows from the provider's limits in the settings, and what is used of them.
+  pixfleet status                                  of a fleet: jobs in the lanes, and where the limits stand
 
+When a batch will be done follows from the provider's limits in the settings, and what is used of them.
 A fleet's batches are in its broker: `pixfleet results --batch NAME` counts one.")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -59,7 +61,11 @@ struct Shown {
 pub(crate) async fn run(args: Args, config: Config, catalog: Catalog) -> anyhow::Result<ExitCode> {
     let place = args.engine.place(&config.engine, args.batch.as_ref())?;
     if place == Place::Servers {
-        bail!("status looks at a state file: give --state FILE (for a fleet: pixfleet results --batch NAME)");
+        if let Some(batch) = &args.batch {
+            bail!("a fleet's batches are in its broker: pixfleet results --batch {batch} counts this one");
+        }
+        fleet::show(&config, &catalog, args.json).await?;
+        return Ok(Exit::Done.into());
     }
     let Engine::State(embedded) = Engine::open(&place, &config, Begin::Refused).await? else {
         bail!("status looks at a state file: give --state FILE");
@@ -109,7 +115,7 @@ fn lines(shown: &Shown, now: Timestamp) -> Vec<String> {
             lines.push(format!("`{}` is paused by {by}", limit.stack));
         }
         if let Some(until) = held_until(limit.held_until_us, now) {
-            lines.push(format!("`{}` is paused until {until}", limit.stack));
+            lines.push(format!("`{}` is held off until {until}", limit.stack));
         }
     }
     lines

@@ -45,9 +45,9 @@ pub(crate) fn span(seconds: f64) -> String {
         small => format!("{} {unit} {small} {part}", count(large)),
     };
     match seconds {
-        ..60 => format!("{seconds} s"),
-        ..3_600 => two(minutes, "min", seconds % 60, "s"),
-        ..86_400 => two(hours, "h", minutes, "min"),
+        0..60 => format!("{seconds} s"),
+        60..3_600 => two(minutes, "min", seconds % 60, "s"),
+        3_600..86_400 => two(hours, "h", minutes, "min"),
         86_400..172_800 => two(days, "day", hours, "h"),
         _ => two(days, "days", hours, "h"),
     }

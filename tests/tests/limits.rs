@@ -72,7 +72,7 @@ async fn orders_reach_workers(sandbox: &Running, limits: impl Fn(&[&str]) -> Com
     called(sandbox, paused_at + 10).await;
 
     let set = told(limits(&["set", "sandbox", "rate", "--calls", "5", "--by", "deploy"]));
-    assert!(set.contains("CHANGED at run time (the settings say calls = 40"), "{set}");
+    assert!(set.contains("CHANGED at run time (the settings say calls = 40)"), "{set}");
     sleep(REACHED).await;
     let changed_at = calls(sandbox).await;
     called(sandbox, changed_at + 12).await;
@@ -105,6 +105,28 @@ async fn a_fleet_is_paused_resumed_and_slowed_down_without_a_restart_and_history
     }
     fleet.enqueue("b", 2_000).await;
     orders_reach_workers(&fleet.sandbox, |task| fleet.command(&[&["limits"], task].concat())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_of_a_fleet_counts_the_jobs_of_its_lanes_and_says_when_they_are_done() {
+    let limit = "limits = [{ name = \"rate\", calls = 10 }]";
+    let fleet = Fleet::start(sandbox(Rule::None, 1), limit, "").await;
+    fleet.enqueue("b", 25).await;
+    // Confirmed, and a moment later counted.
+    let counted = async {
+        loop {
+            let shown = json(fleet.command(&["status", "--json"]));
+            if shown["ready"] == 25 {
+                return shown;
+            }
+        }
+    };
+    let shown = tokio::time::timeout(Duration::from_secs(30), counted).await.expect("25 ready jobs");
+    assert_eq!(shown["times"][0]["calls"], 25, "{shown}");
+    assert_eq!(shown["times"][0]["binding"]["limit"], "rate", "{shown}");
+    let said = told(fleet.command(&["status"]));
+    assert!(said.starts_with("25 jobs ready in the lanes\n  normal.0: 25\n"), "{said}");
+    assert!(said.contains("25 calls of 10 models of sandbox: done at best"), "{said}");
 }
 
 /// A folder with settings, a sandbox, and commands in it.
@@ -209,7 +231,7 @@ async fn what_a_limit_can_not_be_is_refused_with_exit_code_2_and_changes_nothing
     assert_eq!(shown["stacks"][0]["limits"][0]["calls"], 40, "{shown}");
     assert_eq!(shown["stacks"][0]["history"].as_array().map(Vec::len), Some(0), "{shown}");
     let (code, said) = refused(limits(&["pause", "sandbox/other"]));
-    assert!(code == 1 && said.contains("no limit stack `other`: it has sandbox"), "{code} {said}");
+    assert!(code == 2 && said.contains("no limit stack `other`: it has sandbox"), "{code} {said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

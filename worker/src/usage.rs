@@ -22,6 +22,12 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Looks that a utilisation goes back: ten seconds.
 const LOOKS: usize = 10;
 
+/// Units that were taken of each limit, by its stack and name, up to some moment.
+struct Look {
+    at: Instant,
+    units: BTreeMap<(String, String), f64>,
+}
+
 /// A call leaves.
 pub(crate) fn took(crew: &Crew, stack: &Stack, weight: Weight) {
     for limit in booked(stack) {
@@ -34,7 +40,7 @@ pub(crate) fn took(crew: &Crew, stack: &Stack, weight: Weight) {
 pub(crate) async fn keep(crew: Arc<Crew>, stop: CancellationToken) {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looks: VecDeque<(Instant, BTreeMap<(String, String), f64>)> = VecDeque::new();
+    let mut looks: VecDeque<Look> = VecDeque::new();
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         set_parked(&crew);
         let mut seen = BTreeMap::new();
@@ -46,15 +52,15 @@ pub(crate) async fn keep(crew: Arc<Crew>, stop: CancellationToken) {
                 set_in_force(&crew, limit, &labels);
                 let units = crew.board.metrics.limit_units.get_or_create(&labels).get();
                 let name = (in_force.name.clone(), limit.name.clone());
-                if let (Some(allowed), Some((since, first))) = (limit.units_per_s(), looks.front()) {
-                    let took = units - first.get(&name).copied().unwrap_or(0.0);
-                    let share = took / since.elapsed().as_secs_f64().max(0.001) / allowed;
+                if let (Some(allowed), Some(first)) = (limit.units_per_s(), looks.front()) {
+                    let took = units - first.units.get(&name).copied().unwrap_or(0.0);
+                    let share = took / first.at.elapsed().as_secs_f64().max(0.001) / allowed;
                     crew.board.metrics.limit_utilisation.get_or_create(&labels).set(share);
                 }
                 seen.insert(name, units);
             }
         }
-        looks.push_back((Instant::now(), seen));
+        looks.push_back(Look { at: Instant::now(), units: seen });
         if looks.len() > LOOKS {
             looks.pop_front();
         }

@@ -1,7 +1,7 @@
 //! Where stacks stand, in words.
 
 use jiff::Timestamp;
-use pixfleet_shared::limiter::{Kind, Unit};
+use pixfleet_shared::limiter::{Kind, Numbers, Unit};
 
 use super::shown::{Settings, Shown, ShownLimit, ShownTime};
 use crate::words::{at, count, entry, foresight, moment, number, span};
@@ -53,9 +53,9 @@ fn limit_text(limit: &ShownLimit, shown: &Shown, now: Timestamp) -> String {
         format!("{} {noun}", number(units))
     };
     let calls = f64::from(limit.calls);
-    let mut parts = match limit.set.kind() {
+    let mut parts = match limit.in_force.kind() {
         Kind::Rate => vec![
-            format!("{} each {}", amount(calls), span(limit.set.per_ms as f64 / 1000.0)),
+            format!("{} each {}", amount(calls), span(limit.in_force.per_ms as f64 / 1000.0)),
             format!(
                 "J = {} ms, so one each {} ms",
                 number(limit.jitter_ms),
@@ -76,7 +76,7 @@ fn limit_text(limit: &ShownLimit, shown: &Shown, now: Timestamp) -> String {
             },
         ],
         Kind::InFlight => vec![format!(
-            "{} of {} calls in flight, shared out to {} processes",
+            "{} of {} calls in flight, processes with a share: {}",
             limit.in_flight.unwrap_or(0),
             count(limit.calls.into()),
             limit.processes.unwrap_or(0)
@@ -86,23 +86,17 @@ fn limit_text(limit: &ShownLimit, shown: &Shown, now: Timestamp) -> String {
     parts.join(", ")
 }
 
-/// What the settings say, where that is something else.
+/// What the settings say of the numbers that were changed.
 fn changed(limit: &ShownLimit, settings: Settings) -> String {
-    let Settings { calls, burst, jitter_ms } = settings;
-    let mut said = Vec::new();
-    if calls != limit.calls {
-        said.push(format!("calls = {calls}"));
-    }
-    if burst != limit.burst {
-        said.push(format!("burst = {burst}"));
-    }
-    if jitter_ms != Some(limit.jitter_ms) {
-        said.push(jitter_ms.map_or("an adaptive jitter".to_owned(), |ms| format!("jitter_ms = {ms}")));
-    }
-    match said.as_slice() {
-        [] => "set at run time (the settings say the same)".to_owned(),
-        said => format!("CHANGED at run time (the settings say {})", said.join(", ")),
-    }
+    let Numbers { calls, burst, jitter_ms } = limit.changed;
+    let calls = calls.map(|_| format!("calls = {}", settings.calls));
+    let burst = burst.map(|_| format!("burst = {}", settings.burst));
+    let jitter = jitter_ms.map(|_| match settings.jitter_ms {
+        Some(ms) => format!("jitter_ms = {ms}"),
+        None => "an adaptive jitter".to_owned(),
+    });
+    let said: Vec<String> = [calls, burst, jitter].into_iter().flatten().collect();
+    format!("CHANGED at run time (the settings say {})", said.join(", "))
 }
 
 /// When calls would be done.
@@ -119,7 +113,7 @@ mod tests {
 
     #[test]
     fn what_was_changed_shows_what_the_settings_say() {
-        let set = Limit { jitter_ms: Some(8.0), ..Limit::per_second("rate", 2) };
+        let in_force = Limit { jitter_ms: Some(8.0), ..Limit::per_second("rate", 2) };
         let limit = ShownLimit {
             limit: "rate".into(),
             kind: "rate",
@@ -137,9 +131,10 @@ mod tests {
             resets_at: None,
             in_flight: None,
             processes: None,
-            set,
+            changed: Numbers { calls: Some(2), ..Numbers::default() },
+            in_force,
         };
-        let settings = Settings { calls: 4, burst: 1, jitter_ms: Some(8.0) };
+        let settings = Settings { calls: 4, burst: 1, jitter_ms: None };
         assert_eq!(changed(&limit, settings), "CHANGED at run time (the settings say calls = 4)");
     }
 }

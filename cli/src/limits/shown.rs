@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use pixfleet_shared::{
     foresight::{Foresight, foresee},
     judge::{best_utilisation, spacing},
-    limiter::{Amendment, Kind, Limit, LimiterError, RateLimiter, Stack, Standing, Terms, Unit},
+    limiter::{Amendment, Kind, Limit, LimiterError, Numbers, RateLimiter, Stack, Standing, Terms, Unit},
     outlook::Outlook,
 };
 use serde::Serialize;
@@ -64,8 +64,11 @@ pub(super) struct ShownLimit {
     /// Of calls in flight: calls that processes may have under way now, and how many processes have a share.
     pub(super) in_flight: Option<u32>,
     pub(super) processes: Option<u32>,
+    /// Which of the numbers were changed.
     #[serde(skip)]
-    pub(super) set: Limit,
+    pub(super) changed: Numbers,
+    #[serde(skip)]
+    pub(super) in_force: Limit,
 }
 
 /// A limit's numbers in the settings.
@@ -135,7 +138,7 @@ fn shown_limit(
     let counted = matches!(limit.kind(), Kind::Quota(_));
     let units = counted.then(|| used.and_then(|used| used.units).unwrap_or(0.0));
     let ends = outlook.window_ends_us(&limit.name).and_then(|us| i64::try_from(us).ok());
-    let changed = terms.limits.contains_key(&limit.name);
+    let changed = terms.limits.get(&limit.name).copied();
     let utilisation = best_utilisation(limit);
     ShownLimit {
         limit: limit.name.clone(),
@@ -148,11 +151,8 @@ fn shown_limit(
         calls: limit.calls,
         burst: limit.burst,
         jitter_ms: limit.jitter().as_secs_f64() * 1000.0,
-        settings: changed.then_some(Settings {
-            calls: set.calls,
-            burst: set.burst,
-            jitter_ms: set.jitter_ms,
-        }),
+        settings: changed.map(|_| Settings { calls: set.calls, burst: set.burst, jitter_ms: set.jitter_ms }),
+        changed: changed.unwrap_or_default(),
         units_per_s: rate.and(limit.units_per_s()).map(|per_s| per_s * utilisation),
         best_utilisation: utilisation,
         interval_ms: rate.map(|rate| rate.interval_us as f64 / 1000.0),
@@ -162,7 +162,7 @@ fn shown_limit(
         resets_at: ends.and_then(|us| Timestamp::from_microsecond(us).ok()),
         in_flight: share.map(|share| share.calls),
         processes: share.map(|share| share.processes),
-        set: limit.clone(),
+        in_force: limit.clone(),
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anyhow::anyhow;
 use pixfleet_shared::limiter::{Stack, Weight};
 use pixfleet_worker::provider::{Catalog, Provider};
 
@@ -57,17 +56,23 @@ pub(crate) fn heaviest(provider: &Provider) -> Weight {
 ///
 /// # Errors
 /// When there is none of this name, or none at all.
-pub(super) fn providers(catalog: &Catalog, name: Option<&str>) -> anyhow::Result<Vec<Arc<Provider>>> {
+pub(super) fn providers(catalog: &Catalog, name: Option<&str>) -> Result<Vec<Arc<Provider>>, clap::Error> {
     if let Some(name) = name {
-        return Ok(vec![catalog.get(name).cloned().map_err(|why| anyhow!(why))?]);
+        return Ok(vec![catalog.get(name).cloned().map_err(misused)?]);
     }
     let all: Vec<Arc<Provider>> = catalog.iter().cloned().collect();
     if all.is_empty() {
-        return Err(anyhow!(
+        return Err(misused(
             "the settings name no provider: add [providers.NAME] with preset = \"...\" (docs/providers.md)"
+                .to_owned(),
         ));
     }
     Ok(all)
+}
+
+/// A misuse of the command line, as clap's own.
+pub(super) fn misused(why: String) -> clap::Error {
+    clap::Error::raw(clap::error::ErrorKind::ValueValidation, why + "\n")
 }
 
 /// The stacks of these providers, each once, with everyone in the catalog that passes it.
@@ -88,18 +93,18 @@ pub(super) fn stacks(catalog: &Catalog, meant: &[Arc<Provider>]) -> Vec<Owned> {
 ///
 /// # Errors
 /// When there is no such provider, or it has no such stack.
-pub(super) fn targeted(catalog: &Catalog, target: &Target) -> anyhow::Result<Vec<Owned>> {
+pub(super) fn targeted(catalog: &Catalog, target: &Target) -> Result<Vec<Owned>, clap::Error> {
     let providers = providers(catalog, Some(&target.provider))?;
     let mut found = stacks(catalog, &providers);
     let Some(stack) = &target.stack else { return Ok(found) };
     let known: Vec<String> = found.iter().map(|owned| owned.stack.name.clone()).collect();
     found.retain(|owned| owned.stack.name == *stack);
     if found.is_empty() {
-        return Err(anyhow!(
+        return Err(misused(format!(
             "provider `{}` has no limit stack `{stack}`: it has {}",
             target.provider,
             known.join(", ")
-        ));
+        )));
     }
     Ok(found)
 }
