@@ -14,6 +14,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{net::TcpListener, time::sleep};
 
+/// The key of a second account.
+const SECOND_KEY: &str = "another-2718";
 /// How long an order may take to reach every worker.
 const REACHED: Duration = Duration::from_secs(1);
 /// How long a pause is watched.
@@ -183,7 +185,12 @@ fn command_in(folder: &Path, arguments: &[&str]) -> Command {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PIXFLEET_")) {
         command.env_remove(name);
     }
-    command.args(arguments).current_dir(folder).env("GENERIC_API_KEY", KEY).env("TZ", "UTC");
+    command
+        .args(arguments)
+        .current_dir(folder)
+        .env("GENERIC_API_KEY", KEY)
+        .env("SECOND_KEY", SECOND_KEY)
+        .env("TZ", "UTC");
     command.stdin(Stdio::null());
     command
 }
@@ -353,6 +360,34 @@ async fn the_metrics_of_a_worker_tell_what_it_took_of_each_limit() {
     assert!(share > 0.0 && share <= 1.2, "{share}");
     let jitter = value("pixfleet_limit_jitter_seconds{stack=\"sandbox\",limit=\"rate\"}");
     assert!((0.001..=0.05).contains(&jitter), "{jitter}");
+
+    // Somebody looked at the vendor's page: less is used than was thought. The others are called at once.
+    told(fleet.command(&["limits", "set", "sandbox", "day", "--spent", "0"]));
+    called(&fleet.sandbox, 40).await;
+    fleet.page_with(worker, "/metrics", "pixfleet_parked{provider=\"sandbox\"} 0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_accounts_share_the_calls_and_are_faster_than_one() {
+    let limits = "limits = [{ name = \"rate\", calls = 20 }]
+        accounts = [{ name = \"main\" }, { name = \"second\", key_env = \"SECOND_KEY\" }]";
+    let settings = Settings { keys: vec![KEY.into(), SECOND_KEY.into()], ..sandbox(Rule::None, 1) };
+    let site = Site::new(settings, limits).await;
+    site.enqueue(80);
+    let _worker = site.start_worker();
+    called(&site.sandbox, 80).await;
+    let shares: Vec<u64> = site.sandbox.bill().keys.values().map(|key| key.counts.calls).collect();
+    assert!(shares.len() == 2 && shares.iter().all(|calls| *calls >= 30), "{shares:?}");
+    let arrivals: Vec<u64> = site.sandbox.access().await.iter().map(|line| line.at_us).collect();
+    assert!(busiest(&arrivals, 1_000_000) > 20, "one account alone would do that");
+
+    // One of them can be paused alone.
+    let state = ["--state", "b.pixfleet"];
+    told(site.command(&[&["limits", "pause", "sandbox/sandbox.second"][..], &state].concat()));
+    let shown = json(site.command(&[&["limits", "show", "--json"][..], &state].concat()));
+    let paused: Vec<bool> =
+        shown["stacks"].as_array().unwrap().iter().map(|stack| stack["paused"].is_string()).collect();
+    assert_eq!(paused, [false, true], "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
