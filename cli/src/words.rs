@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn spans_have_two_units() {
         let shown = [0.25, 9.0, 59.6, 3_600.0, 50_590.0, 100_000.0, 864_000.0].map(span);
-        assert_eq!(shown, ["0.25 s", "9 s", "60 s", "1 h", "14 h 3 min", "1 day 3 h", "10 days"]);
+        assert_eq!(shown, ["0.25 s", "9 s", "1 min", "1 h", "14 h 3 min", "1 day 3 h", "10 days"]);
     }
 
     #[test]
@@ -198,7 +198,7 @@ mod tests {
         let text = "one two three four five six seven eight nine ten";
         assert_eq!(
             entry("  label  ", text, Some(40)),
-            "  label  one two three four five six seven\n         eight nine ten"
+            "  label  one two three four five six\n         seven eight nine ten"
         );
     }
 }
