@@ -3,28 +3,26 @@
 mod amend;
 mod explain;
 mod explained;
+mod look;
+mod reach;
 mod show;
 pub(crate) mod shown;
 mod stacks;
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc};
 
-use anyhow::Context as _;
 use jiff::Timestamp;
-use pixfleet_shared::{
-    embedded::Embedded,
-    fleet::redis::Redis,
-    limiter::{Change, LimiterError, Numbers, RateLimiter},
-};
+use pixfleet_shared::limiter::{Change, LimiterError, Numbers};
 use pixfleet_worker::provider::{Catalog, Provider};
-use serde::Serialize;
 
 pub(crate) use amend::BY;
+pub(crate) use look::Look;
+pub(crate) use reach::Limiter;
 use stacks::Target;
 
 use crate::{
     config::{self, Loaded},
-    engine::{Begin, Choice, Engine, Place},
+    engine::Choice,
     exit::Exit,
     output,
     results::terminal::stdout_width,
@@ -221,67 +219,6 @@ fn explain(catalog: &Catalog, provider: Option<&str>, json: bool) -> anyhow::Res
     Ok(output::text(texts.join("\n"))?)
 }
 
-/// Where stacks stand, and when calls would be done.
-#[derive(Debug, Default, Serialize)]
-pub(crate) struct Look {
-    stacks: Vec<shown::Shown>,
-    times: Vec<shown::ShownTime>,
-}
-
-impl Look {
-    /// Of every provider of the catalog; with `calls`, when so many would be done at each of them.
-    ///
-    /// # Errors
-    /// When the limiter is away.
-    pub(crate) async fn at_all(
-        limiter: &Limiter,
-        catalog: &Catalog,
-        calls: Option<u64>,
-    ) -> Result<Self, LimiterError> {
-        let all: Vec<Arc<Provider>> = catalog.iter().cloned().collect();
-        Self::at(limiter, catalog, &all, calls, false).await
-    }
-
-    async fn at(
-        limiter: &Limiter,
-        catalog: &Catalog,
-        providers: &[Arc<Provider>],
-        calls: Option<u64>,
-        history: bool,
-    ) -> Result<Self, LimiterError> {
-        let limiter = limiter.limiter.as_ref();
-        let mut look = Self::default();
-        for owned in stacks::stacks(catalog, providers) {
-            look.stacks.push(shown::look(limiter, &owned, history).await?);
-        }
-        if let Some(calls) = calls {
-            for provider in providers {
-                look.times.push(shown::look_ahead(limiter, provider, calls).await?);
-            }
-        }
-        Ok(look)
-    }
-
-    /// In words.
-    pub(crate) fn lines(&self, now: Timestamp, terminal: Option<u16>) -> Vec<String> {
-        let mut lines: Vec<String> =
-            self.stacks.iter().flat_map(|shown| show::lines(shown, terminal)).collect();
-        lines.extend(self.times.iter().map(|time| show::time(time, now, terminal)));
-        lines
-    }
-
-    fn print(&self, json: bool) -> anyhow::Result<()> {
-        if json {
-            output::json(self)?;
-            return Ok(());
-        }
-        for line in self.lines(Timestamp::now(), stdout_width()) {
-            output::line(line)?;
-        }
-        Ok(())
-    }
-}
-
 async fn change(
     config: &config::Config,
     catalog: &Catalog,
@@ -295,15 +232,11 @@ async fn change(
     let changed = async {
         let by = amend::author(author.by);
         amend::amend(limiter.limiter.as_ref(), &meant, changes, &by).await?;
-        let mut shown = Vec::new();
-        for owned in &meant {
-            shown.push(shown::look(limiter.limiter.as_ref(), owned, false).await?);
-        }
-        Ok(shown)
+        Look::at_stacks(&limiter, &meant).await
     };
-    let changed: Result<Vec<shown::Shown>, LimiterError> = changed.await;
+    let changed: Result<Look, LimiterError> = changed.await;
     limiter.close().await;
-    Look { stacks: changed.map_err(refused)?, times: Vec::new() }.print(common.json)
+    changed.map_err(refused)?.print(common.json)
 }
 
 /// A change that can't be is the user's to mend.
@@ -311,49 +244,5 @@ fn refused(error: LimiterError) -> anyhow::Error {
     match error {
         LimiterError::Impossible { .. } => stacks::misused(error.to_string()).into(),
         LimiterError::Away(_) => error.into(),
-    }
-}
-
-/// The limiter of the fleet, or of a state file.
-pub(crate) struct Limiter {
-    pub(crate) limiter: Arc<dyn RateLimiter>,
-    embedded: Option<Embedded>,
-}
-
-/// How long a server that is not there yet is waited for.
-const PATIENCE: Duration = Duration::from_secs(3);
-
-impl Limiter {
-    /// Connects to Redis, or opens the state file.
-    ///
-    /// # Errors
-    /// When neither answers.
-    pub(crate) async fn open(engine: &Choice, config: &config::Config) -> anyhow::Result<Self> {
-        match engine.place(&config.engine, None)? {
-            Place::Servers => Self::of_fleet(config).await,
-            place => match Engine::open(&place, config, Begin::Refused).await? {
-                Engine::State(embedded) => Ok(Self { limiter: embedded.limiter(), embedded: Some(embedded) }),
-                Engine::Servers(_) => Self::of_fleet(config).await,
-            },
-        }
-    }
-
-    /// Connects to Redis.
-    ///
-    /// # Errors
-    /// When it does not answer.
-    pub(crate) async fn of_fleet(config: &config::Config) -> anyhow::Result<Self> {
-        let redis = Redis::start(&config.redis).context("the limiter")?;
-        redis.ready(PATIENCE).await.map_err(|why| {
-            LimiterError::Away(format!("{why}. Is it running? `redis.url` says where it is"))
-        })?;
-        Ok(Self { limiter: redis.limiter(), embedded: None })
-    }
-
-    /// Lets go of it.
-    pub(crate) async fn close(self) {
-        if let Some(embedded) = self.embedded {
-            embedded.close().await;
-        }
     }
 }

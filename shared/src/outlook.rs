@@ -253,45 +253,6 @@ impl<'a> Outlook<'a> {
     }
 }
 
-/// Lets `rounds` rounds of calls leave, each by the stack that is free first, as a worker with several accounts does.
-/// The outlooks are moved on.
-///
-/// # Errors
-/// As [`Outlook::next`].
-pub fn together(
-    outlooks: &mut [Outlook<'_>],
-    weights: &[Weight],
-    rounds: u64,
-) -> Result<Passage, LimiterError> {
-    if let [only] = outlooks {
-        return only.pass(weights, rounds, u64::MAX);
-    }
-    // The earliest moment by which all of them together have let so many go.
-    let by = |until_us: u64| -> Result<u64, LimiterError> {
-        let mut passed = outlooks.iter().map(|outlook| outlook.clone().pass(weights, rounds, until_us));
-        passed.try_fold(0u64, |sum, passed| Ok(sum.saturating_add(passed?.rounds)))
-    };
-    let (mut before, mut end_us) = (0, NEVER_US);
-    for outlook in outlooks.iter() {
-        let alone = outlook.clone().pass(weights, rounds, NEVER_US)?;
-        if let (true, Some(last_us)) = (alone.rounds >= rounds, alone.last_us) {
-            end_us = end_us.min(last_us);
-        }
-    }
-    while before + 1 < end_us {
-        let middle = before + (end_us - before) / 2;
-        if by(middle)? >= rounds { end_us = middle } else { before = middle }
-    }
-    let mut all = Passage::default();
-    for outlook in outlooks {
-        let own = outlook.pass(weights, rounds - all.rounds, end_us)?;
-        all.rounds += own.rounds;
-        all.first_us = all.first_us.into_iter().chain(own.first_us).min();
-        all.last_us = all.last_us.max(own.last_us);
-    }
-    Ok(all)
-}
-
 fn begin(rule: &Rule<'_>, now_us: u64) -> Known {
     match rule {
         // Idle for as long as its burst remembers.
@@ -341,22 +302,6 @@ mod tests {
         let passage = outlook.pass(&[Weight::of_models(1)], 100, u64::MAX).unwrap();
         assert_eq!(passage.rounds, 30);
         assert_eq!(outlook.spent().map(|spent| spent.resets_at_us), Some(None));
-    }
-
-    #[test]
-    fn two_accounts_take_half_of_the_time_and_an_unequal_pair_its_share_each() {
-        let call = [Weight::of_models(1)];
-        let seconds = |rates: [u32; 2]| {
-            let rate = |calls| Limit { judge: Judge::Bucket, ..Limit::per_second("rate", calls) };
-            let stacks = rates.map(|calls| stack(vec![Limit { jitter_ms: Some(0.0), ..rate(calls) }]));
-            let mut outlooks: Vec<Outlook<'_>> =
-                stacks.iter().map(|stack| Outlook::new(stack, &BTreeMap::new(), START_US).unwrap()).collect();
-            let all = together(&mut outlooks, &call, 1_200).unwrap();
-            assert_eq!(all.rounds, 1_200);
-            (all.last_us.unwrap() - START_US) as f64 / 1e6
-        };
-        assert_eq!(seconds([10, 10]), 59.9);
-        assert_eq!(seconds([10, 30]).round(), 30.0);
     }
 
     proptest! {

@@ -8,4 +8,5 @@ pub mod fleet;
 pub mod one_machine;
 pub mod private_redis;
 pub mod servers;
+pub mod site;
 pub mod venv;

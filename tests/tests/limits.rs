@@ -3,19 +3,19 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
-use pixfleet_sandbox::{Judging, Rule, Running, Sandbox, Settings};
-use pixfleet_tests::fleet::{Fleet, KEY, busiest, pixfleet};
+use pixfleet_sandbox::{Judging, Rule, Running, Settings};
+use pixfleet_tests::{
+    fleet::{Fleet, KEY, busiest},
+    site::{SECOND_KEY, Site, command_in, told},
+};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::{net::TcpListener, time::sleep};
+use tokio::time::sleep;
 
-/// The key of a second account.
-const SECOND_KEY: &str = "another-2718";
 /// How long an order may take to reach every worker.
 const REACHED: Duration = Duration::from_secs(1);
 /// How long a pause is watched.
@@ -24,14 +24,6 @@ const WATCHED: Duration = Duration::from_secs(2);
 fn sandbox(rule: Rule, limit: u32) -> Settings {
     let judging = Judging { rule, limit, ..Judging::default() };
     Settings { keys: vec![KEY.into()], judging, ..Settings::default() }
-}
-
-/// What a command printed, once it ended well.
-fn told(mut command: Command) -> String {
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {stderr}");
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// The exit code of a command, and what it said on stderr.
@@ -129,80 +121,6 @@ async fn the_status_of_a_fleet_counts_the_jobs_of_its_lanes_and_says_when_they_a
     let said = told(fleet.command(&["status"]));
     assert!(said.starts_with("25 jobs ready in the lanes\n  normal.0: 25\n"), "{said}");
     assert!(said.contains("25 calls of 10 models of sandbox: done at best"), "{said}");
-}
-
-/// A folder with settings, a sandbox, and commands in it.
-struct Site {
-    folder: TempDir,
-    sandbox: Running,
-}
-
-impl Site {
-    async fn new(settings: Settings, provider: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let sandbox = Sandbox::start(listener, settings).unwrap();
-        let folder = TempDir::new().unwrap();
-        let toml = format!(
-            "[admin]\nlisten = \"\"\n[providers.sandbox]\npreset = \"generic\"\nendpoint = \"{}\"\n{provider}\n",
-            sandbox.url()
-        );
-        std::fs::write(folder.path().join("pixfleet.toml"), toml).unwrap();
-        Self { folder, sandbox }
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        command_in(self.path(), arguments)
-    }
-
-    fn enqueue(&self, images: usize) {
-        let rows: String = (0..images).map(|n| format!("i{n},http://images.example/{n}.jpg\n")).collect();
-        std::fs::write(self.path().join("m.csv"), format!("id,url\n{rows}")).unwrap();
-        told(self.command(&[
-            "enqueue",
-            "m.csv",
-            "--batch",
-            "b",
-            "--models",
-            "m",
-            "--state",
-            "b.pixfleet",
-            "--quiet",
-        ]));
-    }
-
-    fn start_worker(&self) -> Ended {
-        let mut command = self.command(&["worker", "--state", "b.pixfleet"]);
-        Ended(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-    }
-}
-
-fn command_in(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(pixfleet());
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PIXFLEET_")) {
-        command.env_remove(name);
-    }
-    command
-        .args(arguments)
-        .current_dir(folder)
-        .env("GENERIC_API_KEY", KEY)
-        .env("SECOND_KEY", SECOND_KEY)
-        .env("TZ", "UTC");
-    command.stdin(Stdio::null());
-    command
-}
-
-/// A process that does not outlive its test.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
