@@ -17,6 +17,7 @@ use pixfleet_shared::{
     embedded::Embedded,
     fleet::rabbit,
     job::{MOST_WEIGHT, Priority},
+    limiter::Stack,
     queue::Queue,
     trace::TraceParent,
 };
@@ -98,7 +99,7 @@ pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow:
     let config = loaded.config.enqueue.clone();
     let plan = args.ask.plan(&provider, &config)?;
     // A call that no limit will ever let go would wait in the queue for ever.
-    pixfleet_producer::forecast(&plan, &provider.limits(), 0, jiff::Timestamp::now())?;
+    pixfleet_producer::forecast(&plan, &accounts(&provider), 0, jiff::Timestamp::now())?;
     let budget = args.spending.checked(&provider, &plan)?;
     let place = args.engine.place(&loaded.config.engine, Some(&args.batch))?;
     let shelf = Shelf::of(&place, &args, &loaded.config)?;
@@ -178,6 +179,11 @@ fn coverage(args: &Args, plan: &Plan, provider: &Provider, summary: &Summary) ->
     let budget = args.spending.budget.filter(|_| args.dry_run)?;
     let images = summary.batch_jobs.div_ceil(plan.calls().len() as u64);
     Some(Coverage::of(budget, plan, &provider.tariff().currency, images))
+}
+
+/// The limit stacks of a provider, one for each account.
+pub(crate) fn accounts(provider: &Provider) -> Vec<Stack> {
+    provider.stacks().cloned().collect()
 }
 
 fn provider(catalog: &Catalog, name: Option<&str>) -> anyhow::Result<Arc<Provider>> {

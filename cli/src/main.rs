@@ -11,6 +11,7 @@ mod engine;
 mod enqueue;
 mod exit;
 mod health;
+mod limits;
 mod order;
 mod output;
 mod results;
@@ -18,6 +19,7 @@ mod run;
 mod sandbox;
 mod schemas;
 mod status;
+mod words;
 mod worker;
 
 use std::process::ExitCode;
@@ -63,6 +65,7 @@ enum Role {
     Worker(worker::Args),
     Results(Box<results::Args>),
     Status(status::Args),
+    Limits(Box<limits::Args>),
     Sandbox(Box<sandbox::Args>),
     Demo(demo::Args),
     Config(config::Args),
@@ -99,7 +102,14 @@ fn play(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Role::Status(args) => {
             let loaded = sources.load()?;
-            start(&loaded.quiet_log(), status::run(args, loaded.config))
+            // Providers that can't be used are no reason not to look.
+            let providers = sources.load_with_providers(Keys::NotNeeded);
+            let catalog = providers.map(|(_, catalog)| catalog).unwrap_or_default();
+            start(&loaded.quiet_log(), status::run(args, loaded.config, catalog))
+        }
+        Role::Limits(args) => {
+            let (loaded, catalog) = sources.load_with_providers(Keys::NotNeeded)?;
+            start(&loaded.quiet_log(), limits::run(*args, loaded, catalog))
         }
         Role::Demo(args) => {
             let loaded = sources.load()?;

@@ -179,7 +179,7 @@ impl Task {
         };
         let plan = args.ask.plan(&provider, &config.enqueue)?;
         // A call that no limit will ever let go would wait for ever.
-        pixfleet_producer::forecast(&plan, &provider.limits(), 0, jiff::Timestamp::now())?;
+        pixfleet_producer::forecast(&plan, &crate::enqueue::accounts(&provider), 0, jiff::Timestamp::now())?;
         let budget = args.spending.checked(&provider, &plan)?;
         let outputs = names::outputs(&args.out, &batch);
         let state = args.state.clone().unwrap_or_else(|| names::state(&outputs, &batch));

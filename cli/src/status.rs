@@ -1,4 +1,7 @@
-//! `pixfleet status`: where the batches of a state file stand.
+//! `pixfleet status`: where the batches of a state file stand, and when they will be done; of a fleet, what waits in its lanes.
+
+mod ending;
+mod fleet;
 
 use std::process::ExitCode;
 
@@ -6,9 +9,11 @@ use anyhow::bail;
 use jiff::Timestamp;
 use pixfleet_shared::{
     batch::BatchName,
-    embedded::{BatchCounts, Status},
+    embedded::{BatchCounts, Embedded, Status},
     result::Outcome,
 };
+use pixfleet_worker::provider::Catalog;
+use serde::Serialize;
 
 use crate::{
     config::Config,
@@ -18,12 +23,16 @@ use crate::{
     results::terminal::{folded, stdout_width},
 };
 
-/// Show where the batches of a state file stand, also while others work on it
+/// Show where the batches of a state file stand, or what waits in the lanes of a fleet
 #[derive(Debug, clap::Args)]
 #[command(after_help = "EXAMPLES
   pixfleet status --state spring.pixfleet
   pixfleet status --state spring.pixfleet --json | jq '.batches[] | {batch, ended, jobs}'
+  pixfleet status --state spring.pixfleet --json | jq '.endings[] | {batch, done_at}'
 
+  pixfleet status                                  of a fleet: jobs in the lanes, and where the limits stand
+
+When a batch will be done follows from the provider's limits in the settings, and what is used of them.
 A fleet's batches are in its broker: `pixfleet results --batch NAME` counts one.")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -36,48 +45,77 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Looks once.
+/// The one JSON object.
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    status: Status,
+    /// When the batches that are under way will be done at best.
+    endings: Vec<ending::Ending>,
+}
+
+/// Looks once. Of a provider that `catalog` does not know, nothing is foreseen.
 ///
 /// # Errors
 /// When there is no state file, or it does not know the batch.
-pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args, config: Config, catalog: Catalog) -> anyhow::Result<ExitCode> {
     let place = args.engine.place(&config.engine, args.batch.as_ref())?;
     if place == Place::Servers {
-        bail!("status looks at a state file: give --state FILE (for a fleet: pixfleet results --batch NAME)");
+        if let Some(batch) = &args.batch {
+            bail!("a fleet's batches are in its broker: pixfleet results --batch {batch} counts this one");
+        }
+        fleet::show(&config, &catalog, args.json).await?;
+        return Ok(Exit::Done.into());
     }
     let Engine::State(embedded) = Engine::open(&place, &config, Begin::Refused).await? else {
         bail!("status looks at a state file: give --state FILE");
     };
-    let status = embedded.store().status().await;
     let path = embedded.store().path().display().to_string();
+    let shown = look(&embedded, &catalog).await;
     embedded.close().await;
-    let mut status = status?;
+    let mut shown = shown?;
     if let Some(batch) = &args.batch {
-        status.batches.retain(|counts| counts.batch == batch.as_str());
-        if status.batches.is_empty() {
+        shown.status.batches.retain(|counts| counts.batch == batch.as_str());
+        shown.endings.retain(|ending| ending.batch == batch.as_str());
+        if shown.status.batches.is_empty() {
             bail!("{path} does not know a batch `{batch}`");
         }
     }
     if args.json {
-        output::json(&status)?;
+        output::json(&shown)?;
     } else {
         let width = stdout_width();
-        for line in lines(&status, Timestamp::now()) {
+        for line in lines(&shown, Timestamp::now()) {
             output::line(folded(&line, width))?;
         }
     }
     Ok(Exit::Done.into())
 }
 
-fn lines(status: &Status, now: Timestamp) -> Vec<String> {
-    let mut lines: Vec<String> = status.batches.iter().map(batch_line).collect();
+async fn look(embedded: &Embedded, catalog: &Catalog) -> anyhow::Result<Shown> {
+    let status = embedded.store().status().await?;
+    let endings = ending::foreseen(embedded, &status.batches, catalog).await?;
+    Ok(Shown { status, endings })
+}
+
+fn lines(shown: &Shown, now: Timestamp) -> Vec<String> {
+    let Shown { status, endings } = shown;
+    let mut lines = Vec::new();
+    for counts in &status.batches {
+        lines.push(batch_line(counts));
+        let ending = endings.iter().find(|ending| ending.batch == counts.batch);
+        lines.extend(ending.map(|ending| ending.line(now)));
+    }
     let Status { lent, waiting, processes, .. } = status;
     let noun = if *processes == 1 { "process" } else { "processes" };
     lines
         .push(format!("{lent} jobs in hand by {processes} {noun}, {waiting} waiting for their next attempt"));
     for limit in &status.limits {
+        if let Some(by) = &limit.paused {
+            lines.push(format!("`{}` is paused by {by}", limit.stack));
+        }
         if let Some(until) = held_until(limit.held_until_us, now) {
-            lines.push(format!("`{}` is paused until {until}", limit.stack));
+            lines.push(format!("`{}` is held off until {until}", limit.stack));
         }
     }
     lines

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use pixfleet_shared::{
+    foresight::{Foresight, foresee},
     limiter::{LimiterError, Stack, Weight},
     outlook::Outlook,
 };
@@ -24,61 +25,29 @@ pub struct Forecast {
     pub results: u64,
     /// What the calls cost, in the provider's units.
     pub cost: f64,
-    /// Seconds from the first call's leaving to the last one's, at best: an idle fleet, enough workers, no other
-    /// batch under the same limits. Null without a limit: then the workers decide.
-    pub seconds: Option<f64>,
-    /// The limit that decides that time.
-    pub binding: Option<Binding>,
+    /// When they are done at best: an idle fleet, enough workers, no other batch under the same limits.
+    #[serde(flatten)]
+    pub time: Foresight,
 }
 
-/// The limit that decides how long a batch takes.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Binding {
-    /// The limit stack.
-    pub stack: String,
-    /// The limit's name in it.
-    pub limit: String,
-    /// Calls a second that it lets through in the long run.
-    pub calls_per_s: f64,
-}
-
-/// The forecast for `images` images under `plan` and `stack`, for a fleet that begins `now` with nothing used.
+/// The forecast for `images` images under `plan`, for a fleet that begins `now` with nothing used. A call leaves by the
+/// one of the `stacks`, one for each account, that is free first.
 ///
 /// # Errors
-/// [`LimiterError::Impossible`] when the stack can never let a call go.
-pub fn forecast(plan: &Plan, stack: &Stack, images: u64, now: Timestamp) -> Result<Forecast, LimiterError> {
+/// [`LimiterError::Impossible`] when one of the stacks can never let a call go.
+pub fn forecast(
+    plan: &Plan,
+    stacks: &[Stack],
+    images: u64,
+    now: Timestamp,
+) -> Result<Forecast, LimiterError> {
     let calls = images * plan.calls().len() as u64;
     let results = images * plan.models().count() as u64;
     let weights: Vec<Weight> = plan.calls().iter().map(|models| weight(plan, models)).collect();
-    for weight in &weights {
-        pixfleet_shared::judge::fits(stack, *weight)?;
-    }
     let start_us = u64::try_from(now.as_microsecond()).unwrap_or(0);
-    let mut outlook = Outlook::new(stack, &BTreeMap::new(), start_us)?;
-    let (mut first_us, mut last_us) = (None, start_us);
-    for _ in 0..images {
-        for weight in &weights {
-            last_us = outlook.next(*weight)?;
-            first_us.get_or_insert(last_us);
-        }
-    }
-    // A stack of limits on calls in flight alone leaves the time to the API.
-    let timed = stack.limits.iter().any(|limit| limit.units_per_s().is_some());
-    let seconds = (last_us - first_us.unwrap_or(last_us)) as f64 / 1e6;
-    let binding = outlook.binding().or_else(|| slowest(stack, &weights)).map(|name| Binding {
-        stack: stack.name.clone(),
-        limit: name.to_owned(),
-        calls_per_s: calls_per_s(stack, name, &weights),
-    });
-    Ok(Forecast {
-        images,
-        jobs: calls,
-        calls,
-        results,
-        cost: plan.cost(calls, results),
-        seconds: timed.then_some(seconds),
-        binding: binding.filter(|_| timed),
-    })
+    let begun = stacks.iter().map(|stack| Outlook::new(stack, &BTreeMap::new(), start_us));
+    let time = foresee(begun.collect::<Result<_, _>>()?, &weights, images)?;
+    Ok(Forecast { images, jobs: calls, calls, results, cost: plan.cost(calls, results), time })
 }
 
 /// What a call of `models` weighs before its picture is known.
@@ -89,22 +58,6 @@ fn weight(plan: &Plan, models: &[String]) -> Weight {
         bytes: 0,
         price_micros: (price * 1e6).round() as u64,
     }
-}
-
-/// The limit that lets the fewest of these calls through in the long run.
-fn slowest<'a>(stack: &'a Stack, weights: &[Weight]) -> Option<&'a str> {
-    let timed = stack.limits.iter().filter(|limit| limit.units_per_s().is_some());
-    let rate = |name: &str| calls_per_s(stack, name, weights);
-    timed.map(|limit| limit.name.as_str()).min_by(|one, other| rate(one).total_cmp(&rate(other)))
-}
-
-/// Calls a second of the mix `weights` that the limit lets through in the long run.
-fn calls_per_s(stack: &Stack, name: &str, weights: &[Weight]) -> f64 {
-    let Some(limit) = stack.limits.iter().find(|limit| limit.name == name) else { return f64::INFINITY };
-    let micros: u64 = weights.iter().map(|weight| weight.micros(limit.unit)).sum();
-    let units = micros.max(1) as f64 / 1e6;
-    let best = pixfleet_shared::judge::best_utilisation(limit);
-    limit.units_per_s().map_or(f64::INFINITY, |rate| rate * best * weights.len() as f64 / units)
 }
 
 #[cfg(test)]
@@ -139,9 +92,9 @@ mod tests {
     #[test]
     fn six_images_at_six_models_and_four_a_second_take_just_under_nine_seconds() {
         let rate = limit("rate", 4, 1000, Unit::Call, Judge::Bucket, 1);
-        let forecast = forecast(&plan(6, 1), &stack(vec![rate]), 6, now()).unwrap();
+        let forecast = forecast(&plan(6, 1), &[stack(vec![rate])], 6, now()).unwrap();
         assert_eq!((forecast.calls, forecast.results), (36, 36));
-        assert_eq!(forecast.seconds, Some(8.75));
+        assert_eq!(forecast.time.seconds, Some(8.75));
         assert!((forecast.cost - 0.36).abs() < 1e-9);
     }
 
@@ -151,38 +104,58 @@ mod tests {
             limit("rate", 100, 1000, Unit::Call, Judge::Bucket, 1),
             limit("day", 86_400, 86_400_000, Unit::Model, Judge::Bucket, 6),
         ]);
-        let binding = forecast(&plan(6, 3), &stack, 1000, now()).unwrap().binding.unwrap();
+        let binding = forecast(&plan(6, 3), &[stack], 1000, now()).unwrap().time.binding.unwrap();
         assert_eq!(binding.limit, "day");
         assert!((binding.calls_per_s - 1.0 / 3.0).abs() < 1e-6);
     }
 
     #[test]
     fn without_a_limit_there_is_no_time_to_tell() {
-        let forecast = forecast(&plan(1, 1), &stack(Vec::new()), 10, now()).unwrap();
-        assert_eq!((forecast.seconds, forecast.binding), (None, None));
+        let forecast = forecast(&plan(1, 1), &[stack(Vec::new())], 10, now()).unwrap();
+        assert_eq!((forecast.time.seconds, forecast.time.binding), (None, None));
     }
 
     #[test]
     fn a_call_that_no_limit_would_ever_let_go_is_refused_before_it_is_enqueued() {
         let heavy = limit("rate", 10, 1000, Unit::Model, Judge::Bucket, 2);
-        let message = forecast(&plan(6, 6), &stack(vec![heavy]), 1, now()).unwrap_err().to_string();
+        let message = forecast(&plan(6, 6), &[stack(vec![heavy])], 1, now()).unwrap_err().to_string();
         assert!(message.contains("`rate`") && message.contains("6 models"), "{message}");
     }
 
     #[test]
     fn nothing_to_do_takes_no_time() {
         let rate = limit("rate", 1, 1000, Unit::Call, Judge::Sliding, 1);
-        assert_eq!(forecast(&plan(1, 1), &stack(vec![rate]), 0, now()).unwrap().seconds, Some(0.0));
+        assert_eq!(forecast(&plan(1, 1), &[stack(vec![rate])], 0, now()).unwrap().time.seconds, Some(0.0));
     }
 
     #[test]
     fn a_day_that_is_spent_waits_for_midnight() {
         let rate = Limit::per_second("rate", 10);
         let day = Limit { quota: Some(Quota::Day), ..Limit::per_second("day", 100) };
-        let forecast = forecast(&plan(1, 1), &stack(vec![rate, day]), 250, now()).unwrap();
+        let forecast = forecast(&plan(1, 1), &[stack(vec![rate, day])], 250, now()).unwrap();
         // Fourteen hours to midnight, a day, and fifty calls.
-        assert_eq!(forecast.seconds.map(|seconds| (seconds / 3600.0).round()), Some(38.0));
-        assert_eq!(forecast.binding.map(|binding| binding.limit), Some("day".into()));
+        assert_eq!(forecast.time.seconds.map(|seconds| (seconds / 3600.0).round()), Some(38.0));
+        assert_eq!(forecast.time.binding.map(|binding| binding.limit), Some("day".into()));
+        let used_up = forecast.time.used_up.unwrap();
+        assert_eq!((used_up.limit.as_str(), used_up.resets), ("day", 2));
+        assert_eq!(used_up.resets_at, Some("2026-11-27T00:00:00Z".parse().unwrap()));
+    }
+
+    #[test]
+    fn credits_that_do_not_reach_are_said() {
+        let credits = Limit { quota: Some(Quota::Total), ..Limit::per_second("credits", 100) };
+        let forecast = forecast(&plan(1, 1), &[stack(vec![credits])], 250, now()).unwrap();
+        assert_eq!((forecast.time.beyond_credits, forecast.time.done_at), (150, None));
+        assert_eq!(forecast.time.used_up.and_then(|used_up| used_up.resets_at), None);
+    }
+
+    #[test]
+    fn two_accounts_take_half_of_the_time() {
+        let rate = limit("rate", 4, 1000, Unit::Call, Judge::Bucket, 1);
+        let stacks = [stack(vec![rate.clone()]), stack(vec![rate])];
+        let forecast = forecast(&plan(1, 1), &stacks, 400, now()).unwrap();
+        assert_eq!(forecast.time.seconds, Some(49.75));
+        assert_eq!(forecast.time.binding.map(|binding| binding.calls_per_s), Some(8.0));
     }
 
     /// When the limiter itself, asked at every moment, lets the last call go.
@@ -221,7 +194,7 @@ mod tests {
                 limit("minute", minute, 60_000, Unit::Call, Judge::Sliding, burst),
             ]);
             let plan = plan(models, per_call);
-            let told = forecast(&plan, &stack, images, now()).unwrap().seconds.unwrap() * 1e6;
+            let told = forecast(&plan, std::slice::from_ref(&stack), images, now()).unwrap().time.seconds.unwrap() * 1e6;
             let seen = simulated_us(&stack, &plan, images) as f64;
             // Whoever is told to come back asks a lead later.
             let leads = (images * plan.calls().len() as u64 * LEAD_US) as f64;

@@ -12,5 +12,5 @@ pub mod record;
 mod settings;
 
 pub use enqueue::{BadRows, Order, Stopped, Summary, Tally, Why, enqueue, rehearse};
-pub use forecast::{Binding, Forecast, forecast};
+pub use forecast::{Forecast, forecast};
 pub use settings::Config;

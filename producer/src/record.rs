@@ -20,7 +20,7 @@ use std::{collections::HashSet, path::Path, sync::Arc};
 
 use pixfleet_shared::{
     batch::BatchName,
-    embedded::{self, Store},
+    embedded::{self, Store, StoreError},
     id::Id,
     job::Job,
 };
@@ -41,6 +41,15 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS confirmed (id BLOB PRIMARY KEY, run INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS tail (id BLOB NOT NULL, run INTEGER NOT NULL);
 ";
+
+/// The provider that a batch of the state file was begun for; none where whoever put its jobs in kept no record there.
+///
+/// # Errors
+/// What SQLite said.
+pub async fn provider_of(state: &Store, batch: &str) -> Result<Option<String>, StoreError> {
+    let scope = home::scope(batch);
+    state.read(move |db| identity::provider(db, &scope)).await
+}
 
 /// The local record of one batch.
 #[derive(Debug)]

@@ -15,6 +15,7 @@ pub mod budget;
 mod clock;
 pub mod embedded;
 pub mod fleet;
+pub mod foresight;
 pub mod gcra;
 pub mod id;
 pub mod jitter;

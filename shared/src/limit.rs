@@ -233,6 +233,11 @@ impl Stack {
         self.limits.iter().filter_map(rate).min_by(f64::total_cmp)
     }
 
+    /// Whether it says how long calls take at least: credits and calls in flight leave that to the API.
+    pub fn is_timed(&self) -> bool {
+        self.limits.iter().any(|limit| limit.units_per_s().is_some())
+    }
+
     /// The limits on calls in flight.
     pub fn in_flight(&self) -> impl Iterator<Item = &Limit> {
         self.limits.iter().filter(|limit| limit.kind() == Kind::InFlight)

@@ -62,6 +62,22 @@ pub struct ProviderLabel {
     pub provider: String,
 }
 
+/// The limit stack of a series.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct StackLabel {
+    /// Its name.
+    pub stack: String,
+}
+
+/// A limit of a stack.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct LimitLabels {
+    /// The stack.
+    pub stack: String,
+    /// The limit's name in it.
+    pub limit: String,
+}
+
 /// Provider and class of a call.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct CallLabels {
@@ -127,7 +143,21 @@ pub struct Metrics {
     /// Slots reached late and used, once the later ones were moved back: `pixfleet_slots_mended_total`.
     pub slots_mended: Family<ProviderLabel, Counter>,
     /// Hold-offs that this worker called for: `pixfleet_hold_offs_total`.
-    pub hold_offs: Family<ProviderLabel, Counter>,
+    pub hold_offs: Family<StackLabel, Counter>,
+    /// Calls of this worker that were answered "too much": `pixfleet_throttled_total`.
+    pub throttled: Family<StackLabel, Counter>,
+    /// Units that this worker's calls took when they left: `pixfleet_limit_units_total`.
+    pub limit_units: Family<LimitLabels, Counter<f64, AtomicU64>>,
+    /// Units a second that the limit in force allows the whole fleet; none for credits and calls in flight:
+    /// `pixfleet_limit_units_per_second`.
+    pub limit_allowed: Family<LimitLabels, Gauge<f64, AtomicU64>>,
+    /// What this worker took of that in the last ten seconds, 0 to 1: `pixfleet_worker_limit_utilisation_ratio`. The
+    /// fleet's is the sum over its workers.
+    pub limit_utilisation: Family<LimitLabels, Gauge<f64, AtomicU64>>,
+    /// The margin J in force of a rate: `pixfleet_limit_jitter_seconds`.
+    pub limit_jitter: Family<LimitLabels, Gauge<f64, AtomicU64>>,
+    /// 1 where nothing can leave to the provider for long, so that its jobs wait in the queue: `pixfleet_parked`.
+    pub parked: Family<ProviderLabel, Gauge>,
     /// What the calls cost, in the provider's units: `pixfleet_cost_total`.
     pub cost: Family<ProviderLabel, Counter<f64, AtomicU64>>,
     /// Jobs in hand now: `pixfleet_jobs_in_hand`.
@@ -169,6 +199,12 @@ impl Metrics {
             slots_forfeited: Family::default(),
             slots_mended: Family::default(),
             hold_offs: Family::default(),
+            throttled: Family::default(),
+            limit_units: Family::default(),
+            limit_allowed: Family::default(),
+            limit_utilisation: Family::default(),
+            limit_jitter: Family::default(),
+            parked: Family::default(),
             cost: Family::default(),
             in_hand: Gauge::default(),
             in_flight: Gauge::default(),
@@ -177,6 +213,7 @@ impl Metrics {
             attempts: Histogram::new([1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 13.0]),
         };
         metrics.register();
+        metrics.register_limits();
         metrics
     }
 
@@ -227,13 +264,32 @@ impl Metrics {
             "Slots reached late and used, the later ones moved",
             self.slots_mended.clone(),
         );
-        r.register("hold_offs", "Hold-offs called for", self.hold_offs.clone());
         r.register("cost", "Cost of calls in the provider's units", self.cost.clone());
         r.register("jobs_in_hand", "Jobs in hand now", self.in_hand.clone());
         r.register("calls_in_flight", "Calls under way now", self.in_flight.clone());
         r.register("prefetch", "Jobs asked of each lane ahead", self.prefetch.clone());
         r.register("already_settled", "Redelivered jobs that cost nothing", self.already_settled.clone());
         r.register("attempts", "Attempts of a job when it ended", self.attempts.clone());
+    }
+
+    fn register_limits(&mut self) {
+        let r = &mut self.registry;
+        r.register("hold_offs", "Hold-offs called for", self.hold_offs.clone());
+        r.register("throttled", "Calls answered \"too much\"", self.throttled.clone());
+        r.register("limit_units", "Units that this worker's calls took", self.limit_units.clone());
+        r.register(
+            "limit_units_per_second",
+            "Units a second that the limit in force allows the fleet",
+            self.limit_allowed.clone(),
+        );
+        r.register(
+            "worker_limit_utilisation_ratio",
+            "What this worker took of the fleet's limit in the last ten seconds",
+            self.limit_utilisation.clone(),
+        );
+        let seconds = Unit::Seconds;
+        r.register_with_unit("limit_jitter", "The margin in force", seconds, self.limit_jitter.clone());
+        r.register("parked", "1 where nothing can leave for long", self.parked.clone());
     }
 
     /// The metrics in the OpenMetrics text format.

@@ -13,4 +13,5 @@ pub mod private_redis;
 pub mod redis_fleet;
 pub mod redis_sets;
 pub mod servers;
+pub mod site;
 pub mod venv;

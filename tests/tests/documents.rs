@@ -236,12 +236,43 @@ fn the_settings_of_the_readme_are_fine() {
         page("README.md").fences().into_iter().filter(|fence| fence.language == "toml").collect();
     assert!(!settings.is_empty(), "the README shows no settings");
     for fence in settings {
-        let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
-        fs::write(file.path(), &fence.text).unwrap();
-        let path = file.path().to_str().unwrap();
-        let said = run(&["config", "check", "--without-keys", "--config", path].map(str::to_owned));
-        assert_eq!(said.0.trim(), "the settings are fine", "README.md:{}: {}", fence.line, said.1);
+        assert_eq!(wrong_with(&fence.text), None, "README.md:{}", fence.line);
     }
+}
+
+/// What `config check` says of these settings, unless they are fine.
+fn wrong_with(settings: &str) -> Option<String> {
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    fs::write(file.path(), settings).unwrap();
+    let path = file.path().to_str().unwrap();
+    let said = run(&["config", "check", "--without-keys", "--config", path].map(str::to_owned));
+    (said.0.trim() != "the settings are fine").then_some(said.1)
+}
+
+/// Whole settings, or lists of limits that stand for themselves: each of those is put into a provider's table.
+fn examples(text: &str) -> Vec<String> {
+    if text.contains("[providers.") {
+        return vec![text.to_owned()];
+    }
+    let table =
+        "[providers.example]\npreset = \"generic\"\nendpoint = \"http://127.0.0.1:1\"\nmodels_per_call = 1\n";
+    let lists = format!("\n{text}");
+    lists.split("\nlimits = ").skip(1).map(|list| format!("{table}limits = {list}")).collect()
+}
+
+#[test]
+fn the_limits_of_their_guide_are_fine() {
+    let fences = page("docs/limits.md").fences();
+    let shown: Vec<(usize, String)> = fences
+        .iter()
+        .filter(|fence| fence.language == "toml")
+        .flat_map(|fence| examples(&fence.text).into_iter().map(|example| (fence.line, example)))
+        .collect();
+    assert!(shown.len() > 6, "the guide shows {} examples", shown.len());
+    for (line, example) in shown {
+        assert_eq!(wrong_with(&example), None, "docs/limits.md:{line}: {example}");
+    }
+    assert!(wrong_with(&examples("limits = [{ name = \"rate\", calls = 0 }]")[0]).is_some());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use pixfleet_shared::{
     ledger::Ledger,
     limiter::{RateLimiter, Stack, Why},
     queue::Queue,
-    telemetry::{Metrics, ProviderLabel},
+    telemetry::{Metrics, StackLabel},
 };
 use tokio::{
     sync::{Notify, Semaphore, watch},
@@ -112,7 +112,6 @@ pub(crate) struct Serving {
 
 /// What is known of an account's limits while the worker works.
 pub(crate) struct AccountState {
-    pub(crate) provider: String,
     pub(crate) stack: Stack,
     pub(crate) client: Client,
     /// Calls in a row that were answered "too much".
@@ -120,8 +119,8 @@ pub(crate) struct AccountState {
 }
 
 impl AccountState {
-    pub(crate) fn label(&self) -> ProviderLabel {
-        ProviderLabel { provider: self.provider.clone() }
+    pub(crate) fn label(&self) -> StackLabel {
+        StackLabel { stack: self.stack.name.clone() }
     }
 }
 
@@ -143,8 +142,8 @@ impl Serving {
             let aim: Aim = Arc::new(move || (arrival.one_way(), arrival.jitter()));
             let safe_rate = provider.definition().safe_rate;
             exits.push(Exit { stack: stack.clone(), rooms, aim, safe_rate });
-            let (name, throttled) = (provider.name().to_owned(), AtomicU32::new(0));
-            accounts.push(AccountState { provider: name, stack: stack.clone(), client, throttled });
+            let throttled = AtomicU32::new(0);
+            accounts.push(AccountState { stack: stack.clone(), client, throttled });
         }
         let desk = Desk::open(exits, free, engines.limiter.clone(), tasks, stop.clone());
         let at_once = provider.definition().calls_at_once;

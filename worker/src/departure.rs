@@ -20,6 +20,7 @@ use crate::{
     provider::PreparedRequest,
     slots::{Granted, Leave},
     step::{Early, uncalled},
+    usage,
 };
 
 /// Time for something to be said to the fleet.
@@ -87,6 +88,7 @@ pub(crate) async fn wait(
         let held = crew.engines.limiter.held_until(stack).is_some_and(|until| until > Instant::now());
         if !held && in_time(crew, account, at, &label).await {
             crew.board.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
+            usage::took(crew, stack, weight);
             return Ok(Departure { leave, way, at });
         }
         debug!(late_us = late_us(at), held, "slot forfeited");
@@ -137,7 +139,10 @@ fn late_us(at: Instant) -> u64 {
 pub(crate) async fn tell(crew: &Crew, account: &AccountState, verdict: &Verdict, probe: bool) {
     let AccountState { stack, throttled, .. } = account;
     let in_a_row = match verdict.class {
-        Class::Throttled => throttled.fetch_add(1, Ordering::Relaxed) + 1,
+        Class::Throttled => {
+            crew.board.metrics.throttled.get_or_create(&account.label()).inc();
+            throttled.fetch_add(1, Ordering::Relaxed) + 1
+        }
         // Nobody knows what it would have said.
         Class::Ambiguous => throttled.load(Ordering::Relaxed),
         Class::Ok | Class::Transient | Class::Rejected | Class::Unauthorized => {

@@ -23,6 +23,7 @@ mod room;
 mod run;
 mod slots;
 mod step;
+mod usage;
 mod waiting;
 
 pub use config::Config;

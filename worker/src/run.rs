@@ -26,6 +26,7 @@ use crate::{
     pace::{self, Seen},
     provider::Provider,
     step::{Settled, step},
+    usage,
 };
 
 /// How often the jobs in hand are fitted to rate and latency.
@@ -99,6 +100,7 @@ pub async fn run(
         let served = admin::serve(listener, crew.clone(), stop.clone());
         tasks.spawn(async move { served.await.inspect_err(|error| warn!(%error, "admin pages ended")) });
     }
+    tasks.spawn(usage::keep(crew.clone(), stop.clone()));
     let mut wanted = pace::first(crew.limited(), crew.config.concurrency);
     let (prefetch, asked) = watch::channel(prefetch_for(wanted));
     let mut intake = crew.engines.queue.receive(asked.clone()).await?;

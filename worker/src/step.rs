@@ -123,7 +123,7 @@ async fn one_call(
     crew.board.metrics.in_flight.dec();
     drop((room, leave.room));
     let Sent { outcome, lateness, opened } = sent;
-    way_went(crew, account, lateness, opened);
+    way_went(crew, serving, account, lateness, opened);
     let verdict = classify(&serving.provider, &outcome, &job.models, Timestamp::now());
     count(crew, serving, job, &outcome, &verdict);
     if !verdict.charged {
@@ -212,9 +212,15 @@ async fn room<'a>(
 }
 
 /// What is known of the way to the API after one more call.
-fn way_went(crew: &Crew, account: &AccountState, lateness: Option<Duration>, opened: Opened) {
+fn way_went(
+    crew: &Crew,
+    serving: &Serving,
+    account: &AccountState,
+    lateness: Option<Duration>,
+    opened: Opened,
+) {
     let (metrics, arrival) = (&crew.board.metrics, account.client.arrival());
-    let label = account.label();
+    let label = ProviderLabel { provider: serving.provider.name().to_owned() };
     let opened = ConnectionLabels { provider: label.provider.clone(), opened: opened.as_str() };
     metrics.connections.get_or_create(&opened).inc();
     if let Some(lateness) = lateness {

@@ -9,9 +9,10 @@ use super::fields;
 /// Names the settings file.
 pub(super) const CONFIG: &str = "PIXFLEET_CONFIG";
 
-/// Variables of the scripts around pixfleet (`tests/services`, `tests/bench`, `deploy/compose.yaml`): not settings.
-const OF_SCRIPTS: [&str; 7] = [
+/// Variables of the commands and scripts around pixfleet (`tests/services`, `tests/bench`, `deploy/compose.yaml`): not settings.
+const OF_SCRIPTS: [&str; 8] = [
     CONFIG,
+    crate::limits::BY,
     "PIXFLEET_BENCH_CELLS",
     "PIXFLEET_BINARY",
     "PIXFLEET_IMAGE",

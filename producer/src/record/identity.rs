@@ -96,6 +96,15 @@ impl Differs {
     }
 }
 
+/// The provider that the record says, if there is one.
+pub(super) fn provider(db: &Connection, scope: &str) -> rusqlite::Result<Option<String>> {
+    let tables = "SELECT count(*) FROM sqlite_schema WHERE name = 'meta'";
+    match db.query_row(tables, [], |row| row.get::<_, i64>(0))? {
+        0 => Ok(None),
+        _ => kept(db, &format!("{scope}provider")),
+    }
+}
+
 fn kept(db: &Connection, key: &str) -> rusqlite::Result<Option<String>> {
     db.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()
 }

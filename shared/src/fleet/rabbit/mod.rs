@@ -16,7 +16,7 @@ mod topology;
 mod unconfirmed;
 
 pub use config::Config;
-pub use queue::RabbitQueue;
+pub use queue::{LaneDepth, RabbitQueue};
 pub use topology::{
     DEAD_EXCHANGE, DEAD_QUEUE, JOBS_EXCHANGE, RESULTS_EXCHANGE, RESULTS_LOG, RETRY_TIERS, job_queue,
     subscriber_queue,

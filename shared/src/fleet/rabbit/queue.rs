@@ -1,9 +1,10 @@
 //! The engine: wires the links, the publisher, the intake and the subscribers to the [`Queue`] seam.
 
+mod depths;
+
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use lapin::{options::QueueDeclareOptions, types::FieldTable};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -14,7 +15,7 @@ use super::{
     publisher::Publisher,
     settle::{announcement_message, job_message},
     subscriber::RabbitSubscriber,
-    topology::{self, JOBS_EXCHANGE, job_queue},
+    topology::JOBS_EXCHANGE,
 };
 use crate::{
     batch::BatchEvent,
@@ -22,6 +23,8 @@ use crate::{
     queue::{Intake, Queue, QueueError, Subscriber, Subscription},
     result::Announcement,
 };
+
+pub use depths::LaneDepth;
 
 /// Time for the broker to answer a question.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -102,25 +105,10 @@ impl RabbitQueue {
 #[async_trait]
 impl Queue for RabbitQueue {
     async fn open_lane(&self, priority: Priority) -> Result<u8, QueueError> {
-        let up = self.publishing.clone().up().await;
-        let emptiest = async {
-            let channel = up.connection.create_channel().await?;
-            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-            let mut depths = Vec::with_capacity(self.config.lanes.into());
-            for lane in 0..self.config.lanes {
-                let name = job_queue(priority, lane);
-                let queue =
-                    channel.queue_declare(name.as_str().into(), passive, FieldTable::default()).await?;
-                // Between equals chance decides, or every first batch would meet in lane 0.
-                depths.push((queue.message_count(), rand::random::<u32>(), lane));
-            }
-            channel.close(200, "asked".into()).await?;
-            Ok(depths.into_iter().min().map_or(0, |(_, _, lane)| lane))
-        };
-        match timeout(REQUEST_TIMEOUT, emptiest).await {
-            Ok(answer) => answer.map_err(topology::away),
-            Err(_) => Err(QueueError::Away("the lanes' depths did not come in time".to_owned())),
-        }
+        // Between equals chance decides, or every first batch would meet in lane 0.
+        let depths = self.depths_of(priority).await?.into_iter();
+        let emptiest = depths.map(|depth| (depth.ready, rand::random::<u32>(), depth.lane)).min();
+        Ok(emptiest.map_or(0, |(_, _, lane)| lane))
     }
 
     async fn enqueue(&self, jobs: Vec<Job>) -> Result<(), QueueError> {
