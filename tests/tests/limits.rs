@@ -301,7 +301,9 @@ async fn two_accounts_share_the_calls_and_are_faster_than_one() {
 
     // One of them can be paused alone.
     let state = ["--state", "b.pixfleet"];
-    told(site.command(&[&["limits", "pause", "sandbox/sandbox.second"][..], &state].concat()));
+    let mut pause = site.command(&[&["limits", "pause", "sandbox/sandbox.second"][..], &state].concat());
+    pause.env("PIXFLEET_BY", "nightly job");
+    assert!(told(pause).contains("by nightly job: nothing leaves until it is resumed"));
     let shown = json(site.command(&[&["limits", "show", "--json"][..], &state].concat()));
     let paused: Vec<bool> =
         shown["stacks"].as_array().unwrap().iter().map(|stack| stack["paused"].is_string()).collect();

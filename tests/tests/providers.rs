@@ -11,6 +11,7 @@ use pixfleet_sandbox::{
 };
 use pixfleet_shared::{
     job::{Image, Job, Source},
+    limiter::Limit,
     settings::Document,
 };
 use pixfleet_worker::{
@@ -236,7 +237,19 @@ fn the_guide_names_every_field_of_a_description() {
     }
 }
 
-/// The names of all fields in a schema; those of a limit are told in the guide to the configuration.
+#[test]
+fn the_guide_to_limits_names_every_field_of_one() {
+    let guide = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/limits.md")).unwrap();
+    let mut fields = Vec::new();
+    names(&pixfleet_shared::settings::schema::<Limit>(), &mut fields);
+    assert!(fields.len() > 6, "{fields:?}");
+    for field in fields {
+        let told = [format!("`{field}`"), format!("`{field} = ")];
+        assert!(told.iter().any(|told| guide.contains(told)), "docs/limits.md does not tell of `{field}`");
+    }
+}
+
+/// The names of all fields in a schema; those of a limit are told in the guide to limits.
 fn names(schema: &serde_json::Value, found: &mut Vec<String>) {
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         found.push(name.clone());
