@@ -81,10 +81,11 @@ pub(crate) fn foresight(time: &Foresight, now: Timestamp) -> String {
             calls => beyond(calls),
         };
     };
-    let done = match (time.done_at, time.beyond_credits) {
-        (Some(done_at), _) => format!("done at best {}", at(done_at, now)),
-        (None, 0) => "nothing to do".to_owned(),
-        (None, calls) => beyond(calls),
+    let done = match (time.done_at, time.beyond_credits, time.beyond_century) {
+        (Some(done_at), ..) => format!("done at best {}", at(done_at, now)),
+        (None, 0, 0) => "nothing to do".to_owned(),
+        (None, 0, _) => "not done in this century".to_owned(),
+        (None, calls, _) => beyond(calls),
     };
     let mut text = format!(
         "{done}; limit `{}` of `{}` binds, at {} calls/s",
@@ -181,6 +182,7 @@ mod tests {
             binding: Some(binding),
             used_up: Some(used_up),
             beyond_credits: 0,
+            beyond_century: 0,
         };
         let said = foresight(&time, now);
         for part in
@@ -188,6 +190,8 @@ mod tests {
         {
             assert!(said.contains(part), "{part}: {said}");
         }
+        let late = Foresight { done_at: None, beyond_century: 5, ..time.clone() };
+        assert!(foresight(&late, now).starts_with("not done in this century; limit `day`"));
         let never = Foresight { done_at: None, beyond_credits: 150, ..time };
         assert!(foresight(&never, now).starts_with("never done: the credits end before 150 calls"));
         assert!(foresight(&Foresight::default(), now).contains("the workers decide"));

@@ -25,6 +25,13 @@ pub struct Foresight {
     pub used_up: Option<UsedUp>,
     /// Calls for which no credits are left: they can never leave.
     pub beyond_credits: u64,
+    /// Calls that do not leave before the end of the calendar that is looked at, in 2096.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub beyond_century: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The limit that decides how long calls take.
@@ -69,13 +76,15 @@ pub fn foresee(
     let timed = outlooks.iter().all(|outlook| outlook.stack().is_timed());
     let first_and_last = passage.first_us.zip(passage.last_us);
     let seconds = first_and_last.map_or(0.0, |(first_us, last_us)| (last_us - first_us) as f64 / 1e6);
-    let served = passage.rounds == rounds;
+    let left = (rounds - passage.rounds) * weights.len() as u64;
+    let over = !outlooks.is_empty() && outlooks.iter().all(Outlook::is_over);
     Ok(Foresight {
         seconds: timed.then_some(seconds),
-        done_at: passage.last_us.and_then(moment).filter(|_| timed && served),
+        done_at: passage.last_us.and_then(moment).filter(|_| timed && left == 0),
         binding: binding(&outlooks, weights).filter(|_| timed),
         used_up: used_up(&outlooks),
-        beyond_credits: (rounds - passage.rounds) * weights.len() as u64,
+        beyond_credits: if over { left } else { 0 },
+        beyond_century: if over { 0 } else { left },
     })
 }
 
@@ -93,7 +102,8 @@ fn together(outlooks: &mut [Outlook<'_>], weights: &[Weight], rounds: u64) -> Re
         let mut passed = outlooks.iter().map(|outlook| outlook.clone().pass(weights, rounds, until_us));
         passed.try_fold(0u64, |sum, passed| Ok(sum.saturating_add(passed?.rounds)))
     };
-    let (mut before, mut end_us) = (0, NEVER_US);
+    let mut before = outlooks.iter().map(Outlook::at_us).min().unwrap_or(0).saturating_sub(1);
+    let mut end_us = NEVER_US;
     for outlook in outlooks.iter() {
         let alone = outlook.clone().pass(weights, rounds, NEVER_US)?;
         if let (true, Some(last_us)) = (alone.rounds >= rounds, alone.last_us) {
@@ -161,9 +171,19 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::limit::{Judge, Limit};
+    use crate::limit::{Judge, Limit, Quota};
 
     const START_US: u64 = 1_795_651_200_000_000;
+
+    #[test]
+    fn what_takes_longer_than_the_calendar_is_not_taken_for_credits_that_end() {
+        let day = Limit { quota: Some(Quota::Day), ..Limit::per_second("day", 1) };
+        let stack = Stack { name: "s".into(), limits: vec![day] };
+        let outlook = Outlook::new(&stack, &BTreeMap::new(), START_US).unwrap();
+        let time = foresee(vec![outlook], &[Weight::of_models(1)], 30_000).unwrap();
+        assert_eq!((time.done_at, time.beyond_credits), (None, 0));
+        assert!(time.beyond_century > 4_000, "{time:?}");
+    }
 
     #[test]
     fn two_accounts_take_half_of_the_time_and_an_unequal_pair_its_share_each() {

@@ -24,6 +24,8 @@ pub struct Outlook<'a> {
     /// How long each rule kept calls, in sum.
     kept_us: Vec<u64>,
     spent: Option<Spent>,
+    /// Credits were used up, so nothing leaves any more.
+    over: bool,
 }
 
 /// A quota that is used up on the way. Moments are in microseconds since 1970.
@@ -59,7 +61,7 @@ impl<'a> Outlook<'a> {
         let rules = judge::rules(stack, now_us, used)?;
         let known = rules.iter().map(|rule| begin(rule, now_us)).collect();
         let kept_us = vec![0; rules.len()];
-        Ok(Self { stack, rules, known, at_us: now_us, kept_us, spent: None })
+        Ok(Self { stack, rules, known, at_us: now_us, kept_us, spent: None, over: false })
     }
 
     /// From where the stack stands. A pause that somebody ordered is taken as if it ended now.
@@ -82,7 +84,8 @@ impl<'a> Outlook<'a> {
         Ok(outlook)
     }
 
-    /// When the next call, of this weight, leaves: in microseconds since 1970; never, where credits are used up.
+    /// When the next call, of this weight, leaves: in microseconds since 1970; never, where credits are used up, or not
+    /// in this century.
     ///
     /// # Errors
     /// [`LimiterError::Impossible`] when no call of this weight ever can.
@@ -94,6 +97,7 @@ impl<'a> Outlook<'a> {
             if let Keeper::Rule(rule) = keeper {
                 self.note_spent(rule, costs[rule], slot);
                 if slot >= NEVER_US {
+                    self.over |= self.is_of_credits(rule);
                     return Ok(None);
                 }
                 self.kept_us[rule] += slot.saturating_sub(self.at_us);
@@ -149,6 +153,11 @@ impl<'a> Outlook<'a> {
         self.spent.as_ref()
     }
 
+    /// Whether credits were used up, so that nothing leaves any more.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
     /// When the present window of this quota ends, in microseconds since 1970; never for credits, and for a rate.
     pub fn window_ends_us(&self, limit: &str) -> Option<u64> {
         let ends = self.rules.iter().find_map(|rule| match rule {
@@ -161,6 +170,16 @@ impl<'a> Outlook<'a> {
     /// The stack.
     pub fn stack(&self) -> &'a Stack {
         self.stack
+    }
+
+    fn is_of_credits(&self, rule: usize) -> bool {
+        // Their window is all of time.
+        matches!(&self.rules[rule], Rule::Counted(quota) if quota.windows.start_us == 0)
+    }
+
+    /// The moment that it has come to, in microseconds since 1970.
+    pub fn at_us(&self) -> u64 {
+        self.at_us
     }
 
     fn note_spent(&mut self, rule: usize, cost: u64, slot: u64) {
@@ -302,6 +321,7 @@ mod tests {
         let passage = outlook.pass(&[Weight::of_models(1)], 100, u64::MAX).unwrap();
         assert_eq!(passage.rounds, 30);
         assert_eq!(outlook.spent().map(|spent| spent.resets_at_us), Some(None));
+        assert!(outlook.is_over());
     }
 
     proptest! {
