@@ -71,7 +71,6 @@ async fn a_small_batch_is_not_kept_by_a_big_one(mut fleet: Fleet) {
     // What was in hand leaves first. Then each worker takes turns: at most all ten are one worker's, and the other one
     // has two slots meanwhile for each of them.
     let (waited, beside) = (first - before, last - first - 9);
-    println!("{waited} calls of the big batch before the first of the small one, {beside} until its last");
     assert!(waited <= WORKERS * IN_HAND, "{waited} calls before the first");
     assert!(beside <= 3 * 10 + IN_HAND, "{beside} calls beside it");
 }
@@ -83,7 +82,6 @@ async fn weights_are_the_shares(mut fleet: Fleet) {
     workers(&mut fleet).await;
     fleet.collect(&mut *all, 220).await;
     let [heavy, light, _] = shares(&fleet, 200).await;
-    println!("{heavy} : {light}");
     assert!((138..=162).contains(&heavy), "{heavy} : {light} of weights 3 : 1");
 }
 
@@ -99,7 +97,6 @@ async fn no_class_starves(mut fleet: Fleet) {
     workers(&mut fleet).await;
     fleet.collect(&mut *all, 280).await;
     let [high, normal, bulk] = shares(&fleet, 260).await;
-    println!("{high} : {normal} : {bulk}");
     assert!((140..=180).contains(&high), "{high} : {normal} : {bulk} of classes 8 : 4 : 1");
     assert!((64..=96).contains(&normal), "{high} : {normal} : {bulk} of classes 8 : 4 : 1");
     assert!((14..=30).contains(&bulk), "{high} : {normal} : {bulk} of classes 8 : 4 : 1");
