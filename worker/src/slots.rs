@@ -28,9 +28,6 @@ use crate::{
 const FEWEST_AT_ONCE: usize = 4;
 const MOST_AT_ONCE: usize = 32;
 const DUE_WITHIN_S: f64 = 0.01;
-/// No more slots are booked while one is this far ahead: whoever has one leaves in it, and a job of another batch that
-/// comes meanwhile is behind. A limiter that does not answer for as long leaves slots unused.
-const AHEAD: Duration = Duration::from_millis(300);
 /// The longest sleep before the limiter is asked again, whatever it said: limits can change meanwhile.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 /// Bound of one request; the limiter's own timeouts are shorter.
@@ -244,7 +241,7 @@ impl Clerk {
                     // A job that gave up in this moment leaves its slot unused: the limit is kept, one slot idle.
                     let _ = ask.granted.send(Granted::Leave(Leave { account: exit, slot, room }));
                 }
-                Outlook { ask_at: last.checked_sub(AHEAD).unwrap_or(now).max(now), free_at: last, why: None }
+                Outlook { ask_at: now, free_at: last, why: None }
             }
         };
     }
