@@ -12,14 +12,14 @@ use pixfleet_tests::fleet::{Fleet, KEY, image_url, job};
 const WORKERS: usize = 2;
 /// Jobs that a worker has in hand, and picked for the next turn, at this rate: `worker/src/pace.rs` says how many.
 const IN_HAND: usize = 30;
-const LIMIT: &str = "limits = [{ name = \"rate\", calls = 50 }]";
+const RATE: u32 = 50;
 /// The first image of each batch's: the access log knows calls by their images.
 const FIRST: [usize; 3] = [0, 100_000, 200_000];
 
-fn sandbox() -> Settings {
+fn sandbox(rate: u32) -> Settings {
     Settings {
         keys: vec![KEY.into()],
-        judging: Judging { rule: Rule::Sliding, limit: 50, ..Judging::default() },
+        judging: Judging { rule: Rule::Sliding, limit: rate, ..Judging::default() },
         latency: Latency::Constant { ms: 20 },
         ..Settings::default()
     }
@@ -71,7 +71,6 @@ async fn a_small_batch_is_not_kept_by_a_big_one(mut fleet: Fleet) {
     // What was in hand leaves first. Then each worker takes turns: at most all ten are one worker's, and the other one
     // has two slots meanwhile for each of them.
     let (waited, beside) = (first - before, last - first - 9);
-    println!("{waited} calls of the big batch before the first of the small one, {beside} until its last");
     assert!(waited <= WORKERS * IN_HAND, "{waited} calls before the first");
     assert!(beside <= 3 * 10 + IN_HAND, "{beside} calls beside it");
 }
@@ -83,7 +82,6 @@ async fn weights_are_the_shares(mut fleet: Fleet) {
     workers(&mut fleet).await;
     fleet.collect(&mut *all, 220).await;
     let [heavy, light, _] = shares(&fleet, 200).await;
-    println!("{heavy} : {light}");
     assert!((138..=162).contains(&heavy), "{heavy} : {light} of weights 3 : 1");
 }
 
@@ -99,18 +97,21 @@ async fn no_class_starves(mut fleet: Fleet) {
     workers(&mut fleet).await;
     fleet.collect(&mut *all, 280).await;
     let [high, normal, bulk] = shares(&fleet, 260).await;
-    println!("{high} : {normal} : {bulk}");
     assert!((140..=180).contains(&high), "{high} : {normal} : {bulk} of classes 8 : 4 : 1");
     assert!((64..=96).contains(&normal), "{high} : {normal} : {bulk} of classes 8 : 4 : 1");
     assert!((14..=30).contains(&bulk), "{high} : {normal} : {bulk} of classes 8 : 4 : 1");
 }
 
+fn limit(rate: u32) -> String {
+    format!("limits = [{{ name = \"rate\", calls = {rate} }}]")
+}
+
 async fn servers() -> Fleet {
-    Fleet::start(sandbox(), LIMIT, "").await
+    Fleet::start(sandbox(RATE), &limit(RATE), "").await
 }
 
 async fn one_machine() -> Fleet {
-    Fleet::on_one_machine(sandbox(), LIMIT, "").await
+    Fleet::on_one_machine(sandbox(RATE), &limit(RATE), "").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,4 +142,21 @@ async fn bulk_goes_on_beside_a_stream_of_more_urgent_jobs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bulk_goes_on_beside_a_stream_of_more_urgent_jobs_on_a_state_file() {
     no_class_starves(one_machine().await).await;
+}
+
+/// At two a second a worker has eight jobs in hand: more than four seconds, if they left in the order in which they came.
+#[tokio::test(flavor = "multi_thread")]
+async fn at_a_low_rate_a_small_batch_does_not_wait_for_what_is_in_hand() {
+    let mut fleet = Fleet::start(sandbox(2), &limit(2), "").await;
+    let (mut big, mut small) = (fleet.subscribe("big").await, fleet.subscribe("small").await);
+    fleet.enqueue_like(&of("big", Priority::Normal, 1), FIRST[0], 40).await;
+    let worker = fleet.start_worker();
+    fleet.ready(worker).await;
+    fleet.collect(&mut *big, 3).await;
+    let before = fleet.sandbox.access().await.len();
+    fleet.enqueue_like(&of("small", Priority::Normal, 1), FIRST[1], 1).await;
+    fleet.collect(&mut *small, 1).await;
+    let first = calls(&fleet).await.iter().position(|batch| *batch == 1).unwrap();
+    // Two are booked, one makes room in hand, and one has its turn before.
+    assert!(first - before <= 5, "{} calls before it", first - before);
 }

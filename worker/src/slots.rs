@@ -29,9 +29,6 @@ use crate::{
 const FEWEST_AT_ONCE: usize = 4;
 const MOST_AT_ONCE: usize = 32;
 const DUE_WITHIN_S: f64 = 0.01;
-/// No more slots are booked while one is this far ahead, and twice what an answer takes: whoever has one leaves in it, and a
-/// job of another batch that comes meanwhile is behind. A limiter that does not answer for as long leaves slots unused.
-const AHEAD: Duration = Duration::from_millis(300);
 /// The longest sleep before the limiter is asked again, whatever it said: limits can change meanwhile.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 /// Bound of one request; the limiter's own timeouts are shorter.
@@ -104,7 +101,6 @@ impl Desk {
             inbox,
             waiting: Waiting::default(),
             failures: 0,
-            took: Duration::ZERO,
             away: None,
         };
         tasks.spawn(async move {
@@ -152,8 +148,6 @@ struct Clerk {
     inbox: mpsc::Receiver<Ask>,
     waiting: Waiting,
     failures: u32,
-    /// How long the limiter's answers take.
-    took: Duration,
     /// Since when the limiter is away, and when the next call may leave without it.
     away: Option<Away>,
 }
@@ -228,14 +222,12 @@ impl Clerk {
         let calls = self.waiting.peek(room.len());
         let (lead, jitter) = aim();
         let order = Order { calls, lead, jitter };
-        let asked = Instant::now();
         match timeout(REQUEST_TIMEOUT, self.limiter.reserve(stack, &order)).await {
             Ok(Ok(reservation)) => {
                 if self.failures > 0 {
                     info!(stack = stack.name, "the rate limiter is back");
                 }
                 self.failures = 0;
-                self.took = (7 * self.took + asked.elapsed()) / 8;
                 self.away = None;
                 self.hand_out(exit, reservation, room);
             }
@@ -260,8 +252,7 @@ impl Clerk {
                     // A job that gave up in this moment leaves its slot unused: the limit is kept, one slot idle.
                     let _ = ask.granted.send(Granted::Leave(Leave { account: exit, slot, room }));
                 }
-                let ahead = AHEAD + 2 * self.took;
-                Outlook { ask_at: last.checked_sub(ahead).unwrap_or(now).max(now), free_at: last, why: None }
+                Outlook { ask_at: now, free_at: last, why: None }
             }
         };
     }
