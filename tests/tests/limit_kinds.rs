@@ -1,6 +1,4 @@
 //! Limits of every kind, on real worker processes and an API that judges.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
-
 use std::collections::BTreeMap;
 
 use pixfleet_sandbox::{Judging, Latency, Line, RetryAfter, Rule, Settings};
