@@ -29,7 +29,7 @@ pub struct Limit {
     /// The time zone in which a quota's windows begin: `UTC`, `America/Los_Angeles`. Default: `UTC`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
-    /// How the provider decides. Default: `sliding`, which is safe for every judge of a rate.
+    /// How the provider decides. Default: `sliding`, the plain reading of "n a second".
     #[serde(default)]
     pub judge: Judge,
     /// What one call takes from it. Default: `call`.

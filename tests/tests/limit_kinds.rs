@@ -1,4 +1,5 @@
 //! Limits of every kind, on real worker processes and an API that judges.
+
 use std::collections::BTreeMap;
 
 use pixfleet_sandbox::{Judging, Latency, Line, RetryAfter, Rule, Settings};
@@ -6,7 +7,10 @@ use pixfleet_shared::{
     limiter::{Amendment, Change, Limit, Numbers, Quota, Stack},
     queue::Subscriber,
 };
-use pixfleet_tests::fleet::{Fleet, KEY, busiest, job};
+use pixfleet_tests::{
+    fleet::{Fleet, KEY, busiest, job},
+    private_redis::PrivateRedis,
+};
 
 fn sandbox(rule: Rule, limit: u32, latency_ms: u64) -> Settings {
     Settings {
@@ -160,4 +164,29 @@ async fn after_a_long_hold_off_one_call_looks_before_the_others_follow() {
             );
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_safe_rate_calls_go_on_at_it_while_redis_is_away() {
+    let provider = "safe_rate = 20.0\nlimits = [{ name = \"rate\", calls = 50 }]";
+    let mut redis = PrivateRedis::start(&[]).await;
+    let mut fleet = Fleet::start(sandbox(Rule::Sliding, 50, 5), provider, "").await;
+    fleet.redis_url = redis.url();
+    let mut subscriber = fleet.subscribe("b").await;
+    let worker = fleet.start_worker();
+    fleet.ready(worker).await;
+    fleet.enqueue("b", 120).await;
+    receive(&fleet, &mut *subscriber, 30).await;
+    redis.kill();
+    let killed_us = u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap();
+    receive(&fleet, &mut *subscriber, 90).await;
+    let page = fleet.page(worker, "/readyz").await.unwrap();
+    assert!(page.contains("503") && page.contains("Redis"), "it goes on, and says what is wrong: {page}");
+    let bill = fleet.sandbox.bill().total;
+    assert_eq!((bill.throttled, bill.charged), (0, 120), "{}", fleet.logs());
+    // What was booked before is over within a second.
+    let lines = fleet.sandbox.access().await;
+    let arrivals: Vec<u64> =
+        lines.iter().map(|line| line.at_us).filter(|at| *at > killed_us + 1_000_000).collect();
+    assert!(arrivals.len() > 21 && busiest(&arrivals, 1_000_000) <= 21, "{}", busiest(&arrivals, 1_000_000));
 }

@@ -17,7 +17,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     admin::Condition,
@@ -30,6 +30,7 @@ use crate::{
     slots::{Aim, Desk, Exit},
 };
 
+const A_YEAR: Duration = Duration::from_secs(366 * 86_400);
 /// Jobs that the recent percentile looks back on.
 const RECENT: usize = 256;
 
@@ -164,8 +165,11 @@ impl Crew {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
         let news = parked.insert(provider.to_owned(), until).is_none();
         if news {
-            let seconds = until.saturating_duration_since(Instant::now()).as_secs();
-            info!(provider, %why, seconds, "nothing can leave for long: the jobs wait in the queue");
+            let left = until.saturating_duration_since(Instant::now());
+            // Credits come back never, and that is no date.
+            let until = (left < A_YEAR).then(|| jiff::Timestamp::now() + left);
+            let until = until.map_or_else(|| "somebody changes that".to_owned(), |until| format!("{until:.0}"));
+            warn!(provider, "no call may leave because of {why}: the jobs wait in the queue until {until}");
         }
         news
     }

@@ -290,7 +290,8 @@ pub struct RetryAfter {
     pub headers: Vec<String>,
     /// A jq expression on the body that yields seconds; looked at before the headers. Default: none.
     pub body: Option<String>,
-    /// The pause where the answer says nothing readable, in milliseconds. Default: 1000.
+    /// The longest pause where the answer says nothing readable, in milliseconds: the first is the time between two calls of
+    /// the tightest rate, and each further one in a row twice as long. Default: 1000.
     pub default_ms: u64,
     /// The longest pause that is believed, in milliseconds. Default: 3600000, an hour.
     pub max_ms: u64,

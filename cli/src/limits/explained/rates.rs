@@ -127,7 +127,7 @@ fn margin(limit: &ExplainedLimit) -> String {
         }
         Judge::Bucket | Judge::Leaky => "only a 429 widens it, and clean time narrows it again",
         Judge::Sliding | Judge::Fixed | Judge::Concurrent => {
-            "a 429 widens it, and clean minutes narrow it to twice the jitter that the workers measure"
+            "a 429 widens it, and clean minutes narrow it to the jitter that the workers measure"
         }
     };
     format!("{j} to begin with: {how}")

@@ -16,6 +16,7 @@ mod first_call;
 mod judges;
 mod kills;
 mod limited;
+mod limiter;
 mod measured;
 mod memory;
 mod running;
@@ -44,9 +45,9 @@ impl Figure {
     }
 }
 
-const PARTS: [&str; 14] = [
-    "run", "start", "resume", "crash", "wait", "arrive", "demo", "limit", "failover", "fairness", "enqueue",
-    "memory", "kill", "judges",
+const PARTS: [&str; 15] = [
+    "run", "start", "resume", "crash", "wait", "arrive", "demo", "limit", "limiter", "failover", "fairness",
+    "enqueue", "memory", "kill", "judges",
 ];
 
 #[tokio::main]
@@ -70,6 +71,7 @@ async fn main() {
             "arrive" => arrivals::measure().await,
             "demo" => demo::measure().await,
             "limit" => limited::measure().await,
+            "limiter" => limiter::measure().await,
             "failover" => failover::measure().await,
             "fairness" => fairness::measure().await,
             "enqueue" => enqueueing::measure().await,
