@@ -14,6 +14,8 @@ use crate::{
 const MOST_US: u64 = 50_000;
 /// 429s of one crowd of calls count once.
 const WIDEN_EVERY_US: u64 = 250_000;
+/// Without a burst, so many calls without a 429 are clean: at most one in so many is spent on finding out.
+const CLEAN_CALLS: u64 = 400;
 /// A raise waits this long for the last change to show.
 const RAISE_EVERY_US: u64 = 1_000_000;
 
@@ -44,9 +46,14 @@ impl Manner {
     fn of(limit: &Limit) -> Self {
         let slack_us = judge_slack_us(limit);
         match limit.judge {
-            Judge::Leaky if limit.burst == 0 => {
-                Self { start_us: 2_000, floor_us: 1_000, margin: 1.0, clean_us: 2_000_000, by_measure: true }
-            }
+            Judge::Leaky if limit.burst == 0 => Self {
+                start_us: 2_000,
+                floor_us: 1_000,
+                margin: 1.0,
+                // By calls, not by time alone: else a slow limit would meet a 429 in every few calls.
+                clean_us: (CLEAN_CALLS * limit.per_ms * 1000 / u64::from(limit.calls.max(1))).max(2_000_000),
+                by_measure: true,
+            },
             // What the burst forgives costs nothing, and only a 429 says that it is not enough.
             Judge::Bucket | Judge::Leaky => {
                 let start_us = slack_us.min(8_000);

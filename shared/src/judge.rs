@@ -113,6 +113,8 @@ pub struct Lateness {
 /// The longest lateness that is mended: one answer of the limiter has to come within it.
 const MOST_MENDED_US: u64 = 80_000;
 
+/// A bucket of one token forgives nothing; a busy machine can't do better than this.
+const LEAST_FREE_US: u64 = 500;
 /// From the last look at the clock to the request's first byte, on a busy machine.
 const SENDING_US: u64 = 300;
 
@@ -120,7 +122,8 @@ const SENDING_US: u64 = 300;
 /// is known.
 ///
 /// Free is what the judges forgive, less what the way takes of it; half of it where the way is not known or takes more.
-/// `sliding`, `fixed` and a `leaky` without burst forgive J; a bucket forgives what [`spacing`] did not spend on catching up.
+/// `sliding` and `fixed` forgive J; a bucket forgives what [`spacing`] did not spend on catching up. A `leaky` without burst
+/// forgives J, too, but looks at a clock that it has read a while ago: half of it is always left to that.
 ///
 /// Mended is what `sliding` and `fixed` allow beyond that: the n-th call after a late one is `W + J` away, and as
 /// slots are booked only [`HORIZON_US`] ahead, it is not booked yet when the late one leaves. A `leaky` without
@@ -132,9 +135,12 @@ pub fn lateness(stack: &Stack, way_us: Option<u64>) -> Lateness {
         if least.is_finite() { least.max(0.0) as u64 } else { u64::MAX }
     };
     let forgiven_us = least(forgiven_us);
-    let way_us = way_us.map_or(forgiven_us / 2, |us| us.saturating_add(SENDING_US)).min(forgiven_us / 2);
-    // A bucket of one token forgives nothing; a timer can't do better than a millisecond.
-    let free_us = forgiven_us.saturating_sub(way_us).max(1_000);
+    let burstless = rates().any(|limit| limit.judge == Judge::Leaky && limit.burst == 0);
+    let way_us = way_us
+        .filter(|_| !burstless)
+        .map_or(forgiven_us / 2, |us| us.saturating_add(SENDING_US))
+        .min(forgiven_us / 2);
+    let free_us = forgiven_us.saturating_sub(way_us).max(LEAST_FREE_US);
     Lateness {
         free_us,
         mended_us: least(mendable_us).min(MOST_MENDED_US).max(free_us),
@@ -145,7 +151,11 @@ pub fn lateness(stack: &Stack, way_us: Option<u64>) -> Lateness {
 fn forgiven_us(limit: &Limit) -> f64 {
     let jitter_us = limit.jitter().as_secs_f64() * 1e6;
     match limit.judge {
-        Judge::Leaky if limit.burst == 0 => jitter_us,
+        // In whole milliseconds: what T lacks to one is not forgiven.
+        Judge::Leaky if limit.burst == 0 => {
+            let fair_us = limit.per_ms as f64 * 1000.0 / f64::from(limit.calls.max(1));
+            (jitter_us - ((fair_us / 1000.0).ceil() * 1000.0 - fair_us)).max(0.0)
+        }
         Judge::Bucket | Judge::Leaky => {
             (judge_slack_us(limit) as f64 - spacing(limit).tolerance_us as f64).max(jitter_us)
         }
@@ -347,7 +357,8 @@ mod tests {
         assert_eq!(late(vec![limit(4, Judge::Sliding, 1, 8.0)]), (4_000, 80_000));
         assert_eq!(late(vec![limit(200, Judge::Bucket, 21, 8.0)]), (25_000, 25_000));
         assert_eq!(late(vec![limit(200, Judge::Bucket, 1, 8.0)]), (4_000, 4_000));
-        assert_eq!(late(vec![limit(30, Judge::Leaky, 0, 8.0)]), (4_000, 4_000));
+        assert_eq!(late(vec![limit(100, Judge::Leaky, 0, 8.0)]), (4_000, 4_000));
+        assert_eq!(late(vec![limit(300, Judge::Leaky, 0, 2.0)]), (667, 667), "4 ms, and not 3.3");
         let short = Limit { per_ms: 100, ..limit(4, Judge::Sliding, 1, 8.0) };
         assert_eq!(late(vec![short]), (4_000, 4_000), "its whole window is booked ahead");
         assert!(late(vec![]).0 >= u64::MAX / 2, "without limits any time will do");

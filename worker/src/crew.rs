@@ -8,7 +8,8 @@ use std::{
 
 use pixfleet_shared::{
     ledger::Ledger,
-    limiter::{RateLimiter, Stack, Why},
+    limiter::{RateLimiter, Stack, Weight, Why},
+    outlook,
     queue::Queue,
     telemetry::{Metrics, StackLabel},
 };
@@ -25,6 +26,7 @@ use crate::{
     client::{Client, NoClient},
     config::Config,
     image::Images,
+    pace,
     provider::Provider,
     room::Room,
     slots::{Aim, Desk, Exit},
@@ -160,6 +162,16 @@ impl Crew {
         self.providers.values().all(|serving| serving.provider.stacks().all(limited))
     }
 
+    /// The jobs to begin with: for the provider that needs most of them.
+    pub(crate) fn first(&self) -> usize {
+        let first = |serving: &Serving| {
+            let provider = &serving.provider;
+            let in_flight = provider.stacks().map(outlook::most_in_flight).sum();
+            pace::first(provider.rate_per_s(Weight::of_models(1)), in_flight, self.config.concurrency)
+        };
+        self.providers.values().map(first).max().unwrap_or(1)
+    }
+
     /// Takes note that nothing leaves to `provider` before `until`. Whether that is news.
     pub(crate) fn park(&self, provider: &str, until: Instant, why: &Why) -> bool {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -168,7 +180,8 @@ impl Crew {
             let left = until.saturating_duration_since(Instant::now());
             // Credits come back never, and that is no date.
             let until = (left < A_YEAR).then(|| jiff::Timestamp::now() + left);
-            let until = until.map_or_else(|| "somebody changes that".to_owned(), |until| format!("{until:.0}"));
+            let until =
+                until.map_or_else(|| "somebody changes that".to_owned(), |until| format!("{until:.0}"));
             warn!(provider, "no call may leave because of {why}: the jobs wait in the queue until {until}");
         }
         news

@@ -33,9 +33,16 @@ pub(crate) fn wanted(seen: Seen, now: usize, concurrency: usize) -> usize {
     need.min(now.saturating_mul(2)).clamp(FEWEST.min(concurrency), concurrency)
 }
 
-/// The jobs to begin with.
-pub(crate) fn first(limited: bool, concurrency: usize) -> usize {
-    if limited { FEWEST.min(concurrency) } else { concurrency }
+/// The jobs to begin with, under a limit of `rate_per_s` calls a second, or of `in_flight` calls at once, for the whole fleet:
+/// as many as it would need alone. What is too much is found out within a second.
+pub(crate) fn first(rate_per_s: Option<f64>, in_flight: Option<u32>, concurrency: usize) -> usize {
+    let by_rate = rate_per_s.map(|rate| (rate * CUSHION.as_secs_f64() * HEADROOM).ceil() as usize);
+    let by_places = in_flight.map(|calls| calls as usize + FEWEST / 2);
+    match (by_rate, by_places) {
+        (None, None) => concurrency,
+        (Some(need), None) | (None, Some(need)) => need.clamp(FEWEST.min(concurrency), concurrency),
+        (Some(rate), Some(places)) => rate.min(places).clamp(FEWEST.min(concurrency), concurrency),
+    }
 }
 
 /// Whether a new prefetch is worth replacing the consumers for.
@@ -66,6 +73,15 @@ mod tests {
     #[test]
     fn without_a_limit_the_concurrency_is_used() {
         assert_eq!(wanted(Seen { limited: false, ..seen(0.0, 0) }, 8, 200), 200);
+    }
+
+    #[test]
+    fn it_begins_with_what_the_limit_lets_one_worker_use() {
+        assert_eq!(first(Some(4.0), None, 64), 8);
+        assert_eq!(first(Some(100.0), None, 64), 38);
+        assert_eq!(first(None, Some(40), 64), 44);
+        assert_eq!(first(Some(1_000.0), Some(10), 64), 14);
+        assert_eq!(first(None, None, 64), 64);
     }
 
     #[test]

@@ -16,6 +16,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
+use crate::alarm;
+
 /// A share is said again this often: several times within its lease.
 const RENEW_EVERY: Duration = Duration::from_millis(1_200);
 /// Two exchanges are at least so far apart.
@@ -206,7 +208,7 @@ impl Drop for Permit {
         let inner = self.0.clone();
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(async move {
-                sleep(rest).await;
+                alarm::sleep_until(Instant::now() + rest).await;
                 inner.end_one();
             })),
             Err(_) => inner.end_one(),

@@ -101,7 +101,7 @@ pub async fn run(
         tasks.spawn(async move { served.await.inspect_err(|error| warn!(%error, "admin pages ended")) });
     }
     tasks.spawn(usage::keep(crew.clone(), stop.clone()));
-    let mut wanted = pace::first(crew.limited(), crew.config.concurrency);
+    let mut wanted = crew.first();
     let (prefetch, asked) = watch::channel(prefetch_for(wanted));
     let mut intake = crew.engines.queue.receive(asked.clone()).await?;
     info!(worker = crew.name, providers = ?crew.providers.keys(), "working");
