@@ -41,8 +41,8 @@ pub struct Limit {
     pub burst: u32,
     /// How far arrivals may stray from their slots, in milliseconds: the margin that keeps a judge content.
     /// A wider margin costs `jitter / per` of the quota. Default: measured and adapted, from 8 ms on (2 ms for `leaky`
-    /// without burst, and at most what a burst forgives); 1000 ms at the edges of a quota's windows; 1 ms of rest after a
-    /// call under `concurrent`, because an API may count it until shortly after its answer.
+    /// without burst, and at most what a burst forgives); 1000 ms at the edges of a quota's windows; no rest after a call
+    /// under `concurrent`: give one where an API counts a call until shortly after its answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter_ms: Option<f64>,
 }
@@ -178,7 +178,7 @@ impl Limit {
     pub fn jitter(&self) -> Duration {
         let ms = self.jitter_ms.unwrap_or_else(|| match self.kind() {
             Kind::Quota(_) => 1000.0,
-            Kind::InFlight => 1.0,
+            Kind::InFlight => 0.0,
             Kind::Rate => jitter::of(self, None),
         });
         Duration::try_from_secs_f64(ms / 1000.0).unwrap_or_default()

@@ -27,6 +27,8 @@ use crate::{
 const SAID_WITHIN: Duration = Duration::from_secs(5);
 /// What the limiter's answer may take when a late slot is mended.
 const MENDING_MARGIN_US: u64 = 10_000;
+/// How late the runtime's timer may be, twice.
+const TIMER: Duration = Duration::from_millis(3);
 /// Where other providers go on, a job of a parked one comes back at the latest after this time.
 const LONGEST_PARKED: Duration = Duration::from_secs(600);
 /// Between two calls where no rate is given.
@@ -82,7 +84,8 @@ pub(crate) async fn wait(
         let AccountState { stack, client, .. } = account;
         // At its slot a call is to arrive, so it leaves before: all workers aim at the same moments of the API.
         let at = leave.slot.at.checked_sub(client.arrival().one_way()).unwrap_or(leave.slot.at);
-        sleep_until(at.checked_sub(client.lead()).unwrap_or(at)).await;
+        // The runtime's timer may end a wait late by more than a near API takes to connect to.
+        sleep_until(at.checked_sub(client.lead() + TIMER).unwrap_or(at)).await;
         let way = client.warm(&requests[leave.account].url);
         alarm::sleep_until(at).await;
         let held = crew.engines.limiter.held_until(stack).is_some_and(|until| until > Instant::now());

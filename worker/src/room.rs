@@ -50,6 +50,8 @@ struct State {
     wanted: u32,
     /// What was last said.
     said: (u32, u32),
+    /// What was said to be in use, while its answer is awaited: no more may be until then.
+    asked: Option<u32>,
 }
 
 /// The right to have one call under way. Dropped, it is the next call's.
@@ -100,7 +102,12 @@ impl Room {
 impl State {
     /// Calls that may be under way: none when the share's lease is over.
     fn allowed(&self) -> u32 {
-        self.share.filter(|share| share.until > Instant::now()).map_or(0, |share| share.calls)
+        let share = self.share.filter(|share| share.until > Instant::now()).map_or(0, |share| share.calls);
+        self.asked.map_or(share, |asked| share.min(asked))
+    }
+
+    fn is_contended(&self) -> bool {
+        self.share.is_some_and(|share| share.contended)
     }
 }
 
@@ -139,24 +146,38 @@ impl Inner {
     async fn exchange(&self) {
         let in_force = self.limiter.in_force(&self.stack);
         let Some(limit) = in_force.limits.iter().find(|limit| limit.name == self.limit) else { return };
-        let (held, wanted, had) = {
+        let (held, wanted, had, contended) = {
             let mut state = self.lock();
-            let wanted = state.used + state.wanted;
+            let (wanted, had) = (state.used + state.wanted, state.allowed());
+            // What others want and is not in use is given up; else what could be used is kept, so that nothing has to wait
+            // for the answer.
+            let held = if state.is_contended() { state.used } else { state.used.max(wanted.min(had)) };
             state.said = (state.used, wanted);
-            (state.used, wanted, state.allowed())
+            state.asked = Some(held);
+            (held, wanted, had, state.is_contended())
         };
-        match timeout(EXCHANGE_TIMEOUT, self.limiter.share(&self.stack, limit, held, wanted, had)).await {
-            Ok(Ok(share)) => {
-                let more = {
-                    let mut state = self.lock();
-                    let more = share.calls > state.used;
-                    state.share = Some(share);
-                    more
-                };
-                if more {
-                    self.free.notify_one();
-                }
+        let answer =
+            timeout(EXCHANGE_TIMEOUT, self.limiter.share(&self.stack, limit, held, wanted, had)).await;
+        let (more, again) = {
+            let mut state = self.lock();
+            state.asked = None;
+            match (&answer, &mut state.share) {
+                (Ok(Ok(share)), known) => *known = Some(*share),
+                // It may have been heard, and only its answer lost: what was given up is gone.
+                (_, Some(known)) => known.calls = known.calls.min(held),
+                (_, None) => {}
             }
+            (state.allowed() > state.used, !contended && state.is_contended())
+        };
+        if more {
+            self.free.notify_one();
+        }
+        if again {
+            // It was asked as if nobody else wanted any.
+            self.stir.notify_one();
+        }
+        match answer {
+            Ok(Ok(_)) => {}
             Ok(Err(error)) => debug!(%error, limit = self.limit, "no share of the calls in flight"),
             Err(_) => warn!(limit = self.limit, "no share of the calls in flight: no answer in time"),
         }
