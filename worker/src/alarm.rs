@@ -25,13 +25,19 @@ const HANDOVER: Duration = Duration::from_millis(2);
 ///
 /// Late by the operating system's scheduling, and never early.
 pub async fn sleep_until(at: Instant) {
+    if at <= Instant::now() {
+        // The runtime's timer would round it up to its next millisecond.
+        return;
+    }
     if let Some(before) = at.checked_sub(HANDOVER) {
         time::sleep_until(before).await;
     }
     let left = at.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return;
+    }
     // What is left, and not the moment itself: under a paused clock of the runtime the two clocks differ.
-    if !left.is_zero()
-        && let Some(alarm) = Alarm::of_the_process()
+    if let Some(alarm) = Alarm::of_the_process()
         && alarm.after(left).await.is_ok()
         && at <= Instant::now()
     {

@@ -3,7 +3,10 @@
 use std::fmt;
 
 use pixfleet_sandbox::Judging;
-use pixfleet_shared::result::Outcome;
+use pixfleet_shared::{
+    limiter::{Stack, Standing},
+    result::Outcome,
+};
 
 use super::{
     Call, Judge, Setting,
@@ -104,10 +107,11 @@ impl Cell {
             results.extend(more);
         }
         let forfeited = self.forfeited(&fleet).await;
+        let standing = self.standing(&fleet).await;
         let failed = results.values().filter(|result| result.outcome != Outcome::Ok).count();
         let log = before.calls(&fleet).await;
         let measured = measure(&log, &self.judge.setting());
-        Report::new(self, measured, Fared { results: results.len(), failed, repeated, forfeited })
+        Report::new(self, measured, Fared { results: results.len(), failed, repeated, forfeited, standing })
     }
 
     async fn fleet(&self) -> (Fleet, Before) {
@@ -144,6 +148,13 @@ impl Cell {
                 lines.map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum::<usize>();
         }
         sum
+    }
+
+    /// What the limiter says at the end: the jitter that was measured, and the one that was allowed for.
+    async fn standing(&self, fleet: &Fleet) -> Standing {
+        let limits = vec![self.told.unwrap_or_else(|| self.judge.setting()).limit()];
+        let stack = Stack { name: "sandbox".into(), limits };
+        fleet.limiter().await.standing(&stack).await.unwrap()
     }
 
     async fn strike(&self, fleet: &mut Fleet, redis: Option<&mut PrivateRedis>) {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use pixfleet_shared::limiter::Standing;
 use serde_json::{Value, json};
 
 use super::{cell::Cell, measure::Measured};
@@ -33,6 +34,9 @@ pub struct Report {
     pub load: f64,
     /// Slots that the workers which live at the end had reached too late: most of what is missing to the best.
     pub forfeited: usize,
+    /// The jitter that the workers measured, and the one that the fleet allowed for at the end, in milliseconds, where they
+    /// were told.
+    pub jitter_ms: (Option<f64>, Option<f64>),
 }
 
 /// What the fleet itself says.
@@ -41,13 +45,14 @@ pub(super) struct Fared {
     pub(super) failed: usize,
     pub(super) repeated: usize,
     pub(super) forfeited: usize,
+    pub(super) standing: Standing,
 }
 
 impl Report {
     pub(super) fn new(cell: Cell, measured: Measured, fared: Fared) -> Self {
         let Measured { calls, throttled, busiest, seconds, utilisation } = measured;
-        let Fared { results, failed, repeated, forfeited } = fared;
-        let best = cell.judge.setting().best();
+        let Fared { results, failed, repeated, forfeited, standing } = fared;
+        let best = cell.judge.setting().best(standing.measured_jitter_ms);
         Self {
             cell,
             utilisation,
@@ -60,6 +65,7 @@ impl Report {
             failed,
             repeated,
             forfeited,
+            jitter_ms: (standing.measured_jitter_ms, standing.jitter_ms),
             load: load(),
         }
     }
@@ -76,7 +82,7 @@ impl Report {
             "utilisation": self.utilisation, "best": self.best, "calls": self.calls, "throttled_429": self.throttled,
             "busiest": self.busiest, "seconds": self.seconds, "results": self.results, "failed": self.failed,
             "repeated": self.repeated, "forfeited_slots": self.forfeited,
-            "load": self.load,
+            "jitter_measured_ms": self.jitter_ms.0, "jitter_allowed_ms": self.jitter_ms.1, "load": self.load,
         })
     }
 }
@@ -106,6 +112,12 @@ impl fmt::Display for Report {
         }
         if self.forfeited > 0 {
             write!(f, ", {} slots forfeited", self.forfeited)?;
+        }
+        if let Some(measured) = self.jitter_ms.0 {
+            write!(f, ", J {measured:.1} ms measured")?;
+        }
+        if let Some(allowed) = self.jitter_ms.1 {
+            write!(f, ", {allowed:.1} ms allowed")?;
         }
         write!(f, ", load {:.1}", self.load)
     }

@@ -52,14 +52,18 @@ impl Setting {
         format!("limits = [{{ {} }}]", fields.join(", "))
     }
 
-    /// The share of the quota, 0 to 1, that pixfleet's spacing reaches at best, for the jitter in use.
-    pub fn best(&self) -> f64 {
-        if self.is_in_flight() {
-            return 1.0;
-        }
+    /// The share of the quota, 0 to 1, that pixfleet's spacing reaches at best: of nginx without burst for the jitter that
+    /// the workers measured, where they did, else for the one that pixfleet begins with.
+    pub fn best(&self, measured_ms: Option<f64>) -> f64 {
+        let burstless = self.judge == "leaky" && self.burst == Some(0);
+        let jitter_ms = measured_ms.filter(|_| burstless);
+        best_utilisation(&Limit { jitter_ms, ..self.limit() })
+    }
+
+    /// The limit itself.
+    pub(crate) fn limit(&self) -> Limit {
         let fields = self.fields().into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        let limit: Limit = serde_json::from_value(Value::Object(fields)).unwrap();
-        best_utilisation(&limit)
+        serde_json::from_value(Value::Object(fields)).unwrap()
     }
 
     /// A number or a plain text is written alike in JSON and TOML.
@@ -93,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_leaky_judge_without_burst_has_the_lowest_best() {
-        assert!(Setting::rate(100, 1_000, "leaky", Some(0)).best() < 0.95);
-        assert_eq!(Setting::rate(100, 1_000, "leaky", Some(10)).best(), 1.0);
+        assert!(Setting::rate(100, 1_000, "leaky", Some(0)).best(None) < 0.95);
+        assert_eq!(Setting::rate(100, 1_000, "leaky", Some(10)).best(None), 1.0);
     }
 }
