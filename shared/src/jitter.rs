@@ -15,7 +15,7 @@ const MOST_US: u64 = 50_000;
 /// 429s of one crowd of calls count once.
 const WIDEN_EVERY_US: u64 = 250_000;
 /// Without a burst, so many calls without a 429 are clean: at most one in so many is spent on finding out.
-const CLEAN_CALLS: u64 = 400;
+const CLEAN_CALLS: u64 = 1_000;
 /// A raise waits this long for the last change to show.
 const RAISE_EVERY_US: u64 = 1_000_000;
 
@@ -47,8 +47,8 @@ impl Manner {
         let slack_us = judge_slack_us(limit);
         match limit.judge {
             Judge::Leaky if limit.burst == 0 => Self {
-                start_us: 2_000,
-                floor_us: 1_000,
+                start_us: 2_000 + missing_to_a_millisecond_us(limit),
+                floor_us: 1_000 + missing_to_a_millisecond_us(limit),
                 margin: 1.0,
                 // By calls, not by time alone: else a slow limit would meet a 429 in every few calls.
                 clean_us: (CLEAN_CALLS * limit.per_ms * 1000 / u64::from(limit.calls.max(1))).max(2_000_000),
@@ -72,6 +72,12 @@ impl Manner {
     fn enough_us(&self, measured_us: u64) -> u64 {
         self.floor_us.max((measured_us as f64 * self.margin) as u64)
     }
+}
+
+/// nginx counts in whole milliseconds: what the even distance of two calls lacks to one is forgiven by none of J.
+pub(crate) fn missing_to_a_millisecond_us(limit: &Limit) -> u64 {
+    let interval_us = limit.per_ms as f64 * 1000.0 / f64::from(limit.calls.max(1));
+    ((interval_us / 1000.0).ceil() * 1000.0 - interval_us) as u64
 }
 
 /// What a bucket's or nginx's burst forgives, in microseconds.

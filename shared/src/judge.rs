@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::{
     gcra::HORIZON_US,
-    jitter::judge_slack_us,
+    jitter::{judge_slack_us, missing_to_a_millisecond_us},
     limit::{Judge, Kind, Limit, MICRO, Stack, Unit, Weight},
     limiter::LimiterError,
     quota::{self, Count, Counted, Windows},
@@ -152,10 +152,7 @@ fn forgiven_us(limit: &Limit) -> f64 {
     let jitter_us = limit.jitter().as_secs_f64() * 1e6;
     match limit.judge {
         // In whole milliseconds: what T lacks to one is not forgiven.
-        Judge::Leaky if limit.burst == 0 => {
-            let fair_us = limit.per_ms as f64 * 1000.0 / f64::from(limit.calls.max(1));
-            (jitter_us - ((fair_us / 1000.0).ceil() * 1000.0 - fair_us)).max(0.0)
-        }
+        Judge::Leaky if limit.burst == 0 => (jitter_us - missing_to_a_millisecond_us(limit) as f64).max(0.0),
         Judge::Bucket | Judge::Leaky => {
             (judge_slack_us(limit) as f64 - spacing(limit).tolerance_us as f64).max(jitter_us)
         }

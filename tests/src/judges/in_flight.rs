@@ -7,9 +7,9 @@ use super::{Cell, Fault, Judge, nginx, sandbox};
 /// Whether pixfleet has in-flight limits: the one line that brings these cells into the test and the benchmark.
 pub const BUILT: bool = true;
 
-/// 40 in flight at 200 ms each are 200 a second.
-const IN_FLIGHT: u32 = 40;
-const LATENCY_MS: u32 = 200;
+/// 80 in flight at 400 ms each are 200 a second.
+const IN_FLIGHT: u32 = 80;
+const LATENCY_MS: u32 = 400;
 
 /// The sandbox's judge, with `workers` processes.
 pub fn concurrent(workers: usize, jobs: usize) -> Cell {

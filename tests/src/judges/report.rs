@@ -52,7 +52,7 @@ impl Report {
     pub(super) fn new(cell: Cell, measured: Measured, fared: Fared) -> Self {
         let Measured { calls, throttled, busiest, seconds, utilisation } = measured;
         let Fared { results, failed, repeated, forfeited, standing } = fared;
-        let best = cell.judge.setting().best(standing.measured_jitter_ms);
+        let best = cell.judge.setting().best(standing.jitter_ms);
         Self {
             cell,
             utilisation,

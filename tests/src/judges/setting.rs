@@ -53,10 +53,10 @@ impl Setting {
     }
 
     /// The share of the quota, 0 to 1, that pixfleet's spacing reaches at best: of nginx without burst for the jitter that
-    /// the workers measured, where they did, else for the one that pixfleet begins with.
-    pub fn best(&self, measured_ms: Option<f64>) -> f64 {
+    /// the fleet had found out in the end, where it was adapted, else for the one that it begins with.
+    pub fn best(&self, adapted_ms: Option<f64>) -> f64 {
         let burstless = self.judge == "leaky" && self.burst == Some(0);
-        let jitter_ms = measured_ms.filter(|_| burstless);
+        let jitter_ms = adapted_ms.filter(|_| burstless);
         best_utilisation(&Limit { jitter_ms, ..self.limit() })
     }
 
