@@ -148,7 +148,7 @@ struct Common {
 /// Who makes a change.
 #[derive(Debug, clap::Args)]
 struct Author {
-    /// Who changes it, for the history [default: $PIXFLEET_BY, else user@host]
+    /// Who changes it, for the history (default: $PIXFLEET_BY, else user@host)
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
 }

@@ -33,6 +33,8 @@ const DUE_WITHIN_S: f64 = 0.01;
 /// would else be as many as the calls.
 const GATHERED_FROM: f64 = 800.0;
 const GATHERED_FOR: Duration = Duration::from_millis(40);
+/// So many calls are worth a round trip then.
+const GATHERED: usize = 6;
 /// The longest sleep before the limiter is asked again, whatever it said: limits can change meanwhile.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 /// Bound of one request; the limiter's own timeouts are shorter.
@@ -201,11 +203,11 @@ impl Clerk {
             let rate = self.limiter.in_force(&exit.stack).rate_per_s(Weight::of_models(1));
             rate.is_some_and(|rate| rate >= GATHERED_FROM)
         };
-        if self.waiting.len() >= FEWEST_AT_ONCE || !self.exits.iter().any(fast) {
+        if self.waiting.len() >= GATHERED || !self.exits.iter().any(fast) {
             return;
         }
         let until = Instant::now() + GATHERED_FOR;
-        while self.waiting.len() < FEWEST_AT_ONCE
+        while self.waiting.len() < GATHERED
             && let Ok(Some(ask)) = timeout_at(until, self.inbox.recv()).await
         {
             self.waiting.push(ask);
