@@ -12,7 +12,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    gcra::{Decision, HORIZON_US, LEAD_US},
+    gcra::{Decision, HORIZON_US, Keeper, LEAD_US},
     limiter::{Reservation, Slot, Stack, Wait, Why},
 };
 
@@ -162,7 +162,9 @@ impl Clock {
             }
             Decision::ComeBack { at, why } => {
                 let free_at = self.at(*at);
-                let ask_at = free_at.checked_sub(COME_BACK_AHEAD).unwrap_or(free_at);
+                // Behind a probe nothing is booked ahead: asked before its time is over, the answer is the same again.
+                let ahead = if *why == Keeper::Probe { Duration::ZERO } else { COME_BACK_AHEAD };
+                let ask_at = free_at.checked_sub(ahead).unwrap_or(free_at);
                 Reservation::ComeBack(Wait { ask_at, free_at, why: Why::of(*why, in_force) })
             }
         }
