@@ -119,7 +119,13 @@ async fn servers(config: &Config, batch: &BatchName) -> anyhow::Result<(Engine, 
     let mut rabbitmq = config.rabbitmq.clone();
     rabbitmq.connect_timeout_ms = rabbitmq.connect_timeout_ms.min(SERVER_PATIENCE.as_millis() as u64);
     let queue = RabbitQueue::connect(rabbitmq).await.with_context(|| NO_SERVERS)?;
-    let engines = Engines { queue: queue.clone(), limiter: redis.limiter(), ledger: redis.ledger() };
+    let engines = Engines {
+        queue: queue.clone(),
+        limiter: redis.limiter(),
+        ledger: redis.ledger(),
+        answers: redis.answers(),
+        batches: redis.batches(),
+    };
     Ok((Engine::Servers(queue), engines))
 }
 

@@ -128,7 +128,13 @@ impl Engine {
         let engines = match &engine {
             Self::Servers(queue) => {
                 let redis = Redis::start(&config.redis).context("the limiter and the ledger")?;
-                Engines { queue: queue.clone(), limiter: redis.limiter(), ledger: redis.ledger() }
+                Engines {
+                    queue: queue.clone(),
+                    limiter: redis.limiter(),
+                    ledger: redis.ledger(),
+                    answers: redis.answers(),
+                    batches: redis.batches(),
+                }
             }
             Self::State(embedded) => engines_of(embedded, providers),
         };
@@ -155,7 +161,13 @@ impl Engine {
 /// The three seams of a state file, for a worker of these providers.
 pub(crate) fn engines_of(embedded: &Embedded, providers: Vec<String>) -> Engines {
     let queue = embedded.queue_of(providers);
-    Engines { queue, limiter: embedded.limiter(), ledger: embedded.ledger() }
+    Engines {
+        queue,
+        limiter: embedded.limiter(),
+        ledger: embedded.ledger(),
+        answers: embedded.answers(),
+        batches: embedded.batches(),
+    }
 }
 
 #[cfg(test)]

@@ -218,6 +218,7 @@ impl Run {
             jobs: totals.jobs,
             results: totals.results,
             at: Timestamp::now(),
+            tally: None,
         };
         self.patiently(|| queue.announce(event.clone())).await
     }

@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::id::Id;
+use crate::{
+    id::Id,
+    result::{ImageResult, Outcome},
+};
 
 /// A batch's name: 1 to 64 letters, digits, `-` or `_`, so that it can be a word of a routing key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -75,6 +78,63 @@ pub struct BatchEvent {
     /// When it was said.
     #[schemars(with = "String")]
     pub at: Timestamp,
+    /// What its results count as; only with `complete`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tally: Option<Tally>,
+}
+
+/// What the results of a batch count as, each once: at its end they are as many as were expected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Tally {
+    /// Answered by a call.
+    pub ok: u64,
+    /// Answered before: no call was made.
+    pub cached: u64,
+    /// The picture will never work at the model.
+    pub rejected: u64,
+    /// Given up: a dead letter waits.
+    pub dead: u64,
+    /// The batch was cancelled first: no call was made.
+    pub cancelled: u64,
+    /// A call left, its answer never came, and it is not sent again.
+    pub ambiguous: u64,
+}
+
+impl Tally {
+    /// What these results count as.
+    pub fn of<'a>(results: impl IntoIterator<Item = &'a ImageResult>) -> Self {
+        let mut tally = Self::default();
+        for result in results {
+            let count = match result.outcome {
+                Outcome::Ok if result.cached => &mut tally.cached,
+                Outcome::Ok => &mut tally.ok,
+                Outcome::Rejected => &mut tally.rejected,
+                Outcome::Dead => &mut tally.dead,
+                Outcome::Cancelled => &mut tally.cancelled,
+                Outcome::Ambiguous => &mut tally.ambiguous,
+            };
+            *count += 1;
+        }
+        tally
+    }
+
+    /// The counts with their words, in their order.
+    pub fn named(&self) -> [(&'static str, u64); 6] {
+        let Self { ok, cached, rejected, dead, cancelled, ambiguous } = *self;
+        [
+            ("ok", ok),
+            ("cached", cached),
+            ("rejected", rejected),
+            ("dead", dead),
+            ("cancelled", cancelled),
+            ("ambiguous", ambiguous),
+        ]
+    }
+
+    /// All of them together.
+    pub fn total(&self) -> u64 {
+        self.named().into_iter().map(|(_, count)| count).sum()
+    }
 }
 
 /// What happened to a batch.
@@ -85,6 +145,8 @@ pub enum BatchState {
     Opened,
     /// An enqueue put in all that it had; the batch is complete when that many results are seen.
     Closed,
+    /// Every result that was expected is out.
+    Complete,
 }
 
 impl BatchState {
@@ -93,6 +155,7 @@ impl BatchState {
         match self {
             Self::Opened => "opened",
             Self::Closed => "closed",
+            Self::Complete => "complete",
         }
     }
 }

@@ -14,6 +14,9 @@ pub const WIRE_VERSION: u32 = 1;
 /// The largest job message in bytes. Larger pictures travel by URL or by path.
 pub const MAX_JOB_BYTES: usize = 1024 * 1024;
 
+/// Turns of a job from one replay to the next; attempts are at most a hundred.
+pub const TURNS_A_REPLAY: u64 = 1_000;
+
 /// The most turns that a batch may have for each of one of weight 1.
 pub const MOST_WEIGHT: u8 = 100;
 
@@ -54,6 +57,16 @@ pub struct Job {
     /// Calls that left and whose answer never came. Counted among the attempts, too.
     #[serde(default)]
     pub ambiguous: u32,
+    /// Times that the job was sent again from the dead letters.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub replays: u32,
+    /// Whether answers of before are passed over: the call is made in any case.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refresh: bool,
+    /// After this moment no call is made for it any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub deadline: Option<Timestamp>,
     /// When the producer made the job.
     #[schemars(with = "String")]
     pub enqueued_at: Timestamp,
@@ -72,6 +85,11 @@ fn one() -> u8 {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out a reference")]
 fn is_one(weight: &u8) -> bool {
     *weight == 1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out a reference")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// A picture with an id of the user's, and where to find it.
@@ -212,6 +230,9 @@ impl Job {
             attempt: 0,
             throttled: 0,
             ambiguous: 0,
+            replays: 0,
+            refresh: false,
+            deadline: None,
             enqueued_at: Timestamp::now(),
             metadata: BTreeMap::new(),
             traceparent: None,
@@ -227,6 +248,11 @@ impl Job {
             self.provider.as_bytes(),
             model.as_bytes(),
         ])
+    }
+
+    /// The job's turn: it grows with each attempt and each replay, so an old copy of the message is known by it.
+    pub fn turn(&self) -> u64 {
+        u64::from(self.replays) * TURNS_A_REPLAY + u64::from(self.attempt).min(TURNS_A_REPLAY - 1)
     }
 
     /// The weight as it counts: whoever wrote the job, it is within its bounds.

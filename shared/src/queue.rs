@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -31,6 +32,19 @@ pub trait Queue: Send + Sync + 'static {
     /// Subscribes to results and batch events.
     async fn subscribe(&self, subscription: Subscription) -> Result<Box<dyn Subscriber>, QueueError>;
 
+    /// Makes room for the jobs of a batch that is about to be paused.
+    async fn prepare_parking(&self, batch: &BatchName) -> Result<(), QueueError>;
+
+    /// How many jobs of the batch are set aside.
+    async fn parked(&self, batch: &BatchName) -> Result<u64, QueueError>;
+
+    /// Puts the jobs of a batch that were set aside back into its lane, each once it is durable there; answers how many. What
+    /// is set aside meanwhile is put back, too; broken off, it is begun again.
+    async fn unpark(&self, batch: &BatchName) -> Result<u64, QueueError>;
+
+    /// Looks through the dead letters that there are now, the oldest first.
+    async fn dead_letters(&self) -> Result<Box<dyn DeadLetters>, QueueError>;
+
     /// Whether the queue can be reached now; the text says why not.
     fn health(&self) -> Result<(), String>;
 
@@ -52,11 +66,13 @@ pub trait Intake: Send {
 pub struct Delivery {
     /// The job.
     pub job: Job,
+    /// Whether it was lent before, and not settled: somebody may have worked on it.
+    pub again: bool,
     settle: Box<dyn Settle>,
 }
 
 /// How a delivery ends: the results to publish, and what becomes of the job.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settlement {
     /// Confirmed before the delivery leaves the queue.
     pub results: Vec<ImageResult>,
@@ -65,7 +81,7 @@ pub struct Settlement {
 }
 
 /// What becomes of a settled job.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Then {
     /// It is done.
     Done,
@@ -73,6 +89,8 @@ pub enum Then {
     Again(Box<Job>, Duration),
     /// It is kept as a dead letter.
     Dead(Box<Job>, Reason),
+    /// It is set aside until its batch is resumed.
+    Parked(Box<Job>),
 }
 
 /// An engine's way to settle one delivery. Workers use [`Delivery`]'s verbs.
@@ -88,9 +106,9 @@ pub trait Settle: Send {
 }
 
 impl Delivery {
-    /// A delivery of `job` that `settle` ends.
-    pub fn new(job: Job, settle: Box<dyn Settle>) -> Self {
-        Self { job, settle }
+    /// A delivery of `job` that `settle` ends; `again` when it was lent before.
+    pub fn new(job: Job, again: bool, settle: Box<dyn Settle>) -> Self {
+        Self { job, again, settle }
     }
 
     /// The job, and the one right to settle it.
@@ -103,6 +121,22 @@ impl Delivery {
 pub struct Unsettled(Box<dyn Settle>);
 
 impl Unsettled {
+    /// The job's batch is paused: it is set aside as it is.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub async fn park(self, job: Job) -> Result<(), QueueError> {
+        self.settle(Settlement { results: Vec::new(), then: Then::Parked(Box::new(job)) }).await
+    }
+
+    /// Ends the delivery as it was decided before.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub async fn settle(self, settlement: Settlement) -> Result<(), QueueError> {
+        self.0.settle(settlement).await
+    }
+
     /// The job is done: its results are durable, then it leaves the queue.
     ///
     /// # Errors
@@ -149,6 +183,95 @@ impl Unsettled {
     }
 }
 
+/// A look through the dead letters. What was not ended of them stays where it is.
+#[async_trait]
+pub trait DeadLetters: Send {
+    /// The next one; `None` behind the last of those that there were when the look began.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue is away: begin again, nothing is lost.
+    async fn next(&mut self) -> Result<Option<DeadLetter>, QueueError>;
+
+    /// Lets go of those that were seen, so that the next look finds them.
+    async fn close(self: Box<Self>);
+}
+
+/// A job that will not be tried again by itself, or a message that is none.
+pub struct DeadLetter {
+    /// Why, and when.
+    pub death: Death,
+    /// The job, or the message as it came.
+    pub job: Result<Job, Vec<u8>>,
+    buried: Box<dyn Buried>,
+}
+
+/// Why a message is a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Death {
+    /// The reason under which it is kept.
+    pub reason: Reason,
+    /// The class of the last failure, where a call or its preparation failed.
+    pub class: Option<String>,
+    /// What was said last, bounded and without secrets.
+    pub message: String,
+    /// The HTTP status of the last answer, where there was one.
+    pub status: Option<u16>,
+    /// Who gave it up, where that is known.
+    pub worker: Option<String>,
+    /// When, where that is known.
+    pub at: Option<Timestamp>,
+}
+
+/// An engine's way to end one dead letter. Callers use [`DeadLetter`]'s verbs.
+#[async_trait]
+pub trait Buried: Send {
+    /// Puts `replay` on the queue, where there is one; once that is durable, the letter is gone.
+    ///
+    /// # Errors
+    /// The letter is still there; the replayed job may be on the queue all the same.
+    async fn end(self: Box<Self>, replay: Option<Job>) -> Result<(), QueueError>;
+}
+
+impl DeadLetter {
+    /// A letter that `buried` ends.
+    pub fn new(death: Death, job: Result<Job, Vec<u8>>, buried: Box<dyn Buried>) -> Self {
+        Self { death, job, buried }
+    }
+
+    /// `job` goes to the queue, then the letter is gone.
+    ///
+    /// # Errors
+    /// As [`Buried::end`].
+    pub async fn replay(self, job: Job) -> Result<(), QueueError> {
+        self.buried.end(Some(job)).await
+    }
+
+    /// The letter is gone, for good.
+    ///
+    /// # Errors
+    /// As [`Buried::end`].
+    pub async fn purge(self) -> Result<(), QueueError> {
+        self.buried.end(None).await
+    }
+}
+
+impl Death {
+    /// What the failures among the results of a settlement say; at `at`.
+    pub fn of(reason: Reason, results: &[ImageResult], at: Timestamp) -> Self {
+        let failed = results.iter().find(|result| result.failure.is_some());
+        let failure = failed.and_then(|result| result.failure.as_ref());
+        let call = failed.and_then(|result| result.call.as_ref());
+        Self {
+            reason,
+            class: failure.map(|failure| failure.class.clone()),
+            message: failure.map(|failure| failure.message.clone()).unwrap_or_default(),
+            status: call.and_then(|call| call.status),
+            worker: call.map(|call| call.worker.clone()),
+            at: Some(at),
+        }
+    }
+}
+
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delivery").field("job", &self.job.id).finish_non_exhaustive()
@@ -175,11 +298,35 @@ pub enum Reason {
     Ambiguous,
     /// What the batch may spend is spent: no call was made.
     BudgetSpent,
+    /// The job's deadline passed before it was answered.
+    DeadlinePassed,
+    /// Workers that took it up died of it.
+    Poison,
     /// The broker gave up: the job was delivered too often without being settled.
     DeliveryLimit,
 }
 
 impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 11] = [
+        Self::Empty,
+        Self::Oversize,
+        Self::UnknownVersion,
+        Self::Malformed,
+        Self::Rejected,
+        Self::AttemptsExhausted,
+        Self::Ambiguous,
+        Self::BudgetSpent,
+        Self::DeadlinePassed,
+        Self::Poison,
+        Self::DeliveryLimit,
+    ];
+
+    /// The reason of this word.
+    pub fn named(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == word)
+    }
+
     /// The reason's word.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -191,6 +338,8 @@ impl Reason {
             Self::AttemptsExhausted => "attempts-exhausted",
             Self::Ambiguous => "ambiguous",
             Self::BudgetSpent => "budget-spent",
+            Self::DeadlinePassed => "deadline-passed",
+            Self::Poison => "poison",
             Self::DeliveryLimit => "delivery-limit",
         }
     }

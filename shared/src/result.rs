@@ -35,6 +35,9 @@ pub struct ImageResult {
     pub model: String,
     /// How it ended.
     pub outcome: Outcome,
+    /// Whether the answer is one of before: no call was made for it, and nothing was paid.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cached: bool,
     /// What the model saw; null unless the outcome is `ok`.
     pub answer: Option<Answer>,
     /// Why there is no answer; null when the outcome is `ok`.
@@ -62,6 +65,10 @@ pub enum Outcome {
     Rejected,
     /// Given up after its attempts, or unreadable: it waits as a dead letter.
     Dead,
+    /// Its batch was cancelled first: no call was made.
+    Cancelled,
+    /// A call left and its answer never came; the provider's policy is not to send it again. It waits as a dead letter.
+    Ambiguous,
 }
 
 /// What a model saw.
@@ -123,7 +130,7 @@ pub struct Call {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 3] = [Self::Ok, Self::Rejected, Self::Dead];
+    pub const ALL: [Self; 5] = [Self::Ok, Self::Rejected, Self::Dead, Self::Cancelled, Self::Ambiguous];
 
     /// The outcome's word on the wire, in routing keys and in metrics.
     pub fn as_str(self) -> &'static str {
@@ -131,6 +138,8 @@ impl Outcome {
             Self::Ok => "ok",
             Self::Rejected => "rejected",
             Self::Dead => "dead",
+            Self::Cancelled => "cancelled",
+            Self::Ambiguous => "ambiguous",
         }
     }
 }
@@ -151,6 +160,7 @@ impl ImageResult {
             provider: job.provider.clone(),
             model: model.to_owned(),
             outcome,
+            cached: false,
             answer: None,
             failure: None,
             call: None,

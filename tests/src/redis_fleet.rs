@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use pixfleet_shared::{
     fleet::redis::{Config, Redis, RedisLimiter},
-    id::Id,
-    ledger::Begun,
+    ledger::{End, Known},
     limiter::RateLimiter,
 };
 use tokio::time::{Instant, sleep};
 
 use crate::{
+    conformance::ledger::{intent, job, mark},
     conformance::limiter::{a_hold_off_reaches_every_client, assert_never_above, greedy, per_second, slots},
     servers::fresh_name,
 };
@@ -95,9 +95,10 @@ pub async fn everything_works(config: &Config) {
     }
     a_hold_off_reaches_every_client("test", &clients(&limiters)).await;
     for n in 0..5_u8 {
-        let job = Id::of(&[b"job", &[n], config.namespace.as_bytes()]);
-        assert_eq!(engines[0].ledger().begin(job).await.unwrap(), Begun::Fresh);
-        engines[0].ledger().settled(job).await.unwrap();
-        assert_eq!(engines[1].ledger().begin(job).await.unwrap(), Begun::Settled);
+        let job = job("many", n);
+        assert_eq!(engines[0].ledger().take_up(&job).await.unwrap().known, Known::Clear);
+        engines[0].ledger().settled(mark(&job, End::Done));
+        engines[0].ledger().flush().await;
+        assert_eq!(engines[1].ledger().depart(&intent(&job)).await.unwrap(), Known::Over);
     }
 }

@@ -6,11 +6,11 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{StreamExt, future::join_all};
 use pixfleet_shared::{
     fleet::redis::{Config, Redis},
-    id::Id,
-    ledger::{Begun, Ledger, LedgerError},
+    ledger::{End, Known, Ledger, LedgerError},
     limiter::{HoldOff, LimiterError, Order, RateLimiter, Reservation},
 };
 use pixfleet_tests::{
+    conformance::ledger::{intent, job, mark},
     conformance::limiter::{held, per_second, slots},
     private_redis::PrivateRedis,
     redis_fleet::{PATIENCE, config, fleet},
@@ -49,7 +49,7 @@ async fn while_the_server_is_away_nothing_is_granted_and_work_goes_on_when_it_is
         let answer = limiter.reserve(&stack, &Order::of_models(&[1])).await;
         assert!(matches!(&answer, Err(LimiterError::Away(_))), "{answer:?}");
     }
-    assert!(matches!(ledger.begin(Id::of(&[b"job"])).await, Err(LedgerError::Away(_))));
+    assert!(matches!(ledger.take_up(&job("away", 1)).await, Err(LedgerError::Away(_))));
     let why = limiter.health().unwrap_err();
     assert!(why.contains(&server.port().to_string()), "{why}");
 
@@ -208,17 +208,13 @@ async fn a_wrong_password_is_told_without_the_password() {
 }
 
 #[tokio::test]
-async fn a_settled_job_is_known_to_the_whole_fleet_for_its_time() {
+async fn a_settled_job_is_known_to_the_whole_fleet() {
     let config = config(&redis_url());
     let engines = fleet(&config, 2).await;
-    let job = Id::of(&[b"job", config.namespace.as_bytes()]);
-    assert_eq!(engines[0].ledger().begin(job).await.unwrap(), Begun::Fresh);
-    engines[0].ledger().settled(job).await.unwrap();
-    assert_eq!(engines[1].ledger().begin(job).await.unwrap(), Begun::Settled);
-    assert_eq!(engines[1].ledger().begin(Id::of(&[b"other"])).await.unwrap(), Begun::Fresh);
-
-    let mut connection = pixfleet_tests::private_redis::connection(&redis_url()).await;
-    let key = [config.namespace.as_bytes(), b":d:", &job.to_bytes()].concat();
-    let ttl: u64 = redis::cmd("TTL").arg(key).query_async(&mut connection).await.unwrap();
-    assert!((config.ledger_ttl_s - 60..=config.ledger_ttl_s).contains(&ttl), "{ttl}");
+    let (settled, other) = (job("fleet", 1), job("fleet", 2));
+    assert_eq!(engines[0].ledger().take_up(&settled).await.unwrap().known, Known::Clear);
+    engines[0].ledger().settled(mark(&settled, End::Done));
+    engines[0].ledger().flush().await;
+    assert_eq!(engines[1].ledger().depart(&intent(&settled)).await.unwrap(), Known::Over);
+    assert_eq!(engines[1].ledger().take_up(&other).await.unwrap().known, Known::Clear);
 }

@@ -71,8 +71,15 @@ impl Stage {
     }
 
     async fn say(&self, batch: &BatchName, state: BatchState, results: u64) {
-        let event =
-            BatchEvent { v: 1, batch: batch.clone(), state, jobs: results, results, at: Timestamp::now() };
+        let event = BatchEvent {
+            v: 1,
+            batch: batch.clone(),
+            state,
+            jobs: results,
+            results,
+            at: Timestamp::now(),
+            tally: None,
+        };
         self.queue.announce(event).await.unwrap();
     }
 

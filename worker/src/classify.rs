@@ -27,7 +27,8 @@ pub enum Class {
     Rejected,
     /// The account is refused: stop the provider, keep the jobs.
     Unauthorized,
-    /// The request left and no answer came: the provider's policy decides.
+    /// The request left and no answer came, or none that can be read: it may have been paid for, and the provider's policy
+    /// decides.
     Ambiguous,
 }
 
@@ -64,7 +65,8 @@ impl From<Failed> for Failure {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// What the call as a whole means. [`Class::Ok`] when at least one model is answered: the others' own classes
-    /// then say whether they are tried again. Without an answer [`Class::Transient`] goes before [`Class::Rejected`].
+    /// then say whether they are tried again. Without an answer [`Class::Ambiguous`] goes before
+    /// [`Class::Transient`], and that before [`Class::Rejected`].
     pub class: Class,
     /// Every model of the call, in its order, with its answer or why it has none.
     pub models: Vec<(String, Result<Answer, Failed>)>,
@@ -154,12 +156,20 @@ fn per_model(provider: &Provider, status: u16, body: &Value, models: &[String]) 
     let has = |class| models.iter().any(|(_, answer)| matches!(answer, Err(failed) if failed.class == class));
     let class = match () {
         () if models.iter().any(|(_, answer)| answer.is_ok()) => Class::Ok,
+        () if has(Class::Ambiguous) => Class::Ambiguous,
         () if has(Class::Transient) => Class::Transient,
         () => Class::Rejected,
     };
     let failure = models.iter().find_map(|(_, answer)| answer.as_ref().err());
     let message = failure.map_or_else(|| format!("status {status}"), |failed| failed.message.clone());
     Verdict { class, models, hold_off: None, message, charged: true }
+}
+
+impl Verdict {
+    /// The same failure for every model.
+    pub(crate) fn alike(models: &[String], class: Class, message: String) -> Self {
+        alike(models, class, message)
+    }
 }
 
 /// The same failure for every model.
@@ -275,12 +285,12 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_was_paid_for_and_can_not_be_read_is_transient_and_says_so() {
+    fn an_answer_that_was_paid_for_and_can_not_be_read_is_left_to_the_policy_and_says_so() {
         for content in
             [whole(b"<html>"), whole(b""), whole(b"[]"), whole(b"{}"), whole(b"null"), Content::TooLarge(9)]
         {
             let verdict = judge(&reply(200, None, content));
-            assert_eq!((verdict.class, verdict.charged), (Class::Transient, true), "{}", verdict.message);
+            assert_eq!((verdict.class, verdict.charged), (Class::Ambiguous, true), "{}", verdict.message);
             assert!(verdict.message.contains("may have been paid for"), "{}", verdict.message);
         }
         let cut = judge(&reply(200, None, Content::Cut("eof".into())));

@@ -58,6 +58,11 @@ impl CallOutcome {
     pub fn status(&self) -> Option<u16> {
         self.answer.as_ref().ok().map(|reply| reply.status)
     }
+
+    /// Whether an answer was seen to its end, or to the most that is read of one.
+    pub fn is_answered(&self) -> bool {
+        self.answer.as_ref().is_ok_and(|reply| !matches!(reply.content, Content::Cut(_)))
+    }
 }
 
 /// An answer whose status came.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pixfleet_shared::{
     job::Job,
     limiter::HoldOff,
-    queue::Reason,
+    queue::{Reason, Settlement, Then},
     result::{Answer, Call, Failure, ImageResult, Outcome},
 };
 
@@ -13,6 +13,7 @@ use crate::{
     classify::{Class, Failed, Pause, Verdict},
     provider::Ambiguous,
     retry,
+    step::Settled,
 };
 
 /// A provider that this worker does not know: somebody has to mend its settings.
@@ -25,10 +26,16 @@ const PROBED_FROM: Duration = Duration::from_secs(5);
 const PROBED_AFTER: u32 = 4;
 
 /// How a job's line ends, before it is settled.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Ending {
-    /// Every model is answered, or every result is out already.
+    /// Every model is answered.
     Complete(Vec<ImageResult>),
+    /// Its turn is over already: what followed from it is stored.
+    Over,
+    /// It was answered before, and this followed from it.
+    Stored(Box<Settlement>),
+    /// Its batch is paused: it is set aside.
+    Park(Box<Job>),
     /// What is answered is published; the job, with what is missing, comes back.
     Retry { job: Box<Job>, results: Vec<ImageResult>, after: Duration },
     /// Nothing counted: the job comes back.
@@ -53,11 +60,41 @@ impl Ending {
         Self::Release { job: Box::new(job.clone()), after }
     }
 
-    /// The results that go out with it.
-    pub(crate) fn results(&self) -> &[ImageResult] {
+    /// The verb that it is settled with.
+    pub(crate) fn verb(&self) -> Settled {
         match self {
-            Self::Complete(results) | Self::Retry { results, .. } | Self::Dead { results, .. } => results,
-            Self::Release { .. } => &[],
+            Self::Complete(_) | Self::Over => Settled::Complete,
+            Self::Retry { .. } => Settled::Retry,
+            Self::Release { .. } => Settled::Release,
+            Self::Dead { .. } => Settled::DeadLetter,
+            Self::Park(_) => Settled::Park,
+            Self::Stored(settlement) => match settlement.then {
+                Then::Done => Settled::Complete,
+                Then::Again(..) => Settled::Retry,
+                Then::Dead(..) => Settled::DeadLetter,
+                Then::Parked(_) => Settled::Park,
+            },
+        }
+    }
+
+    /// How its delivery is settled.
+    pub(crate) fn settlement(&self) -> Settlement {
+        self.clone().into_settlement()
+    }
+
+    /// How its delivery is settled, with nothing copied.
+    pub(crate) fn into_settlement(self) -> Settlement {
+        match self {
+            Self::Stored(settlement) => *settlement,
+            Self::Complete(results) => Settlement { results, then: Then::Done },
+            Self::Over => Settlement { results: Vec::new(), then: Then::Done },
+            Self::Retry { mut job, results, after } => {
+                job.attempt += 1;
+                Settlement { results, then: Then::Again(job, after) }
+            }
+            Self::Release { job, after } => Settlement { results: Vec::new(), then: Then::Again(job, after) },
+            Self::Dead { job, results, reason } => Settlement { results, then: Then::Dead(job, reason) },
+            Self::Park(job) => Settlement { results: Vec::new(), then: Then::Parked(job) },
         }
     }
 }
@@ -95,18 +132,14 @@ pub(crate) fn conclude(mut job: Job, call: &Call, verdict: Verdict, policy: &Pol
         }
         Class::Unauthorized => Ending::Release { job: Box::new(job), after: policy.refused },
         Class::Ambiguous => {
-            let sent_before = job.ambiguous > 0;
-            job.ambiguous += 1;
             let sorted = Sorted::of(&job, call, verdict.models);
-            let again = match policy.ambiguous {
-                Ambiguous::Resend => true,
-                Ambiguous::ResendOnce => !sent_before,
-                Ambiguous::Park => false,
-            };
-            if again { again_or_dead(job, sorted, policy) } else { dead(job, sorted, Reason::Ambiguous) }
+            resend_or_dead(job, sorted, policy)
         }
         Class::Ok | Class::Transient | Class::Rejected => {
             let sorted = Sorted::of(&job, call, verdict.models);
+            if sorted.is_paid_for_in_part() {
+                return resend_or_dead(job, sorted, policy);
+            }
             match (sorted.missing.is_empty(), sorted.rejected.is_empty()) {
                 (false, _) => again_or_dead(job, sorted, policy),
                 (true, true) => Ending::Complete(sorted.done),
@@ -129,14 +162,34 @@ pub(crate) fn conclude_uncalled(job: Job, class: Class, message: &str, policy: &
 
 /// How the job ends when no call may be made any more, because what its batch may spend is spent.
 pub(crate) fn conclude_spent(job: Job, message: &str) -> Ending {
-    let reason = Reason::BudgetSpent;
+    conclude_given_up(job, Reason::BudgetSpent, message)
+}
+
+/// How the job ends when its batch was cancelled: no call was made.
+pub(crate) fn conclude_cancelled(job: &Job) -> Ending {
+    let failure = Failure { class: "cancelled".to_owned(), message: "the batch was cancelled".to_owned() };
+    Ending::Complete(without_a_call(job, Outcome::Cancelled, &failure))
+}
+
+/// How the job ends when workers died of it.
+pub(crate) fn conclude_poison(job: Job, crashed: u32) -> Ending {
+    let message = format!("{crashed} workers that had the job in hand died; their logs say how");
+    conclude_given_up(job, Reason::Poison, &message)
+}
+
+/// How the job ends when this side gives it up: no call was made.
+pub(crate) fn conclude_given_up(job: Job, reason: Reason, message: &str) -> Ending {
     let failure = Failure { class: reason.as_str().to_owned(), message: message.to_owned() };
+    let results = without_a_call(&job, Outcome::Dead, &failure);
+    Ending::Dead { job: Box::new(job), results, reason }
+}
+
+fn without_a_call(job: &Job, outcome: Outcome, failure: &Failure) -> Vec<ImageResult> {
     let result = |model: &String| ImageResult {
         failure: Some(failure.clone()),
-        ..ImageResult::of(&job, model, Outcome::Dead)
+        ..ImageResult::of(job, model, outcome)
     };
-    let results = job.models.iter().map(result).collect();
-    Ending::Dead { job: Box::new(job), results, reason }
+    job.models.iter().map(result).collect()
 }
 
 /// The models of a call, sorted by what becomes of them.
@@ -148,7 +201,24 @@ struct Sorted {
     missing: Vec<ImageResult>,
 }
 
+fn is_ambiguous(result: &ImageResult) -> bool {
+    result.failure.as_ref().is_some_and(|failure| failure.class == Class::Ambiguous.as_str())
+}
+
 impl Sorted {
+    /// What is missing of those that nobody could read, or see, is not only given up: it may have been paid for.
+    fn unknown(mut self) -> Self {
+        for result in self.missing.iter_mut().filter(|result| is_ambiguous(result)) {
+            result.outcome = Outcome::Ambiguous;
+        }
+        self
+    }
+
+    /// Whether something is missing that may have been paid for.
+    fn is_paid_for_in_part(&self) -> bool {
+        self.missing.iter().any(is_ambiguous)
+    }
+
     fn of(job: &Job, call: &Call, models: Vec<(String, Result<Answer, Failed>)>) -> Self {
         Self::sort(job, Some(call), models)
     }
@@ -170,11 +240,23 @@ impl Sorted {
             match outcome {
                 Outcome::Ok => sorted.done.push(result),
                 Outcome::Rejected => sorted.rejected.push(result),
-                Outcome::Dead => sorted.missing.push(result),
+                _ => sorted.missing.push(result),
             }
         }
         sorted
     }
+}
+
+/// What is missing may have been paid for: the provider's policy decides.
+fn resend_or_dead(mut job: Job, sorted: Sorted, policy: &Policy<'_>) -> Ending {
+    let sent_before = job.ambiguous > 0;
+    job.ambiguous += 1;
+    let again = match policy.ambiguous {
+        Ambiguous::Resend => true,
+        Ambiguous::ResendOnce => !sent_before,
+        Ambiguous::Park => false,
+    };
+    if again { again_or_dead(job, sorted, policy) } else { dead(job, sorted.unknown(), Reason::Ambiguous) }
 }
 
 /// What is missing is tried again, as long as there are attempts.
@@ -321,10 +403,11 @@ mod tests {
             let asked: BTreeSet<String> = job.models.iter().cloned().collect();
             let policy = [Ambiguous::Resend, Ambiguous::ResendOnce, Ambiguous::Park][policy];
             let ending = ending(job, CLASSES[class], &classes, policy);
-            let settled: BTreeSet<String> = ending.results().iter().map(|result| result.model.clone()).collect();
+            let results = ending.settlement().results;
+            let settled: BTreeSet<String> = results.iter().map(|result| result.model.clone()).collect();
             let again: BTreeSet<String> = match &ending {
                 Ending::Retry { job, .. } | Ending::Release { job, .. } => job.models.iter().cloned().collect(),
-                Ending::Complete(_) | Ending::Dead { .. } => BTreeSet::new(),
+                _ => BTreeSet::new(),
             };
             prop_assert!(settled.is_disjoint(&again));
             prop_assert_eq!(settled.union(&again).cloned().collect::<BTreeSet<_>>(), asked);

@@ -22,6 +22,9 @@ pub struct Config {
     /// whether that was mended. `run` ends at the first refusal instead, and pauses for a second. Default: 60000.
     #[schemars(range(min = 1, max = 3_600_000))]
     pub refused_ms: u64,
+    /// A job is parked once so many workers died while they had it in hand, 1 to 20. Default: 3.
+    #[schemars(range(min = 1, max = 20))]
+    pub poison_after: u32,
     /// How failed calls are tried again.
     pub retry: retry::Policy,
     /// How pictures are fetched.
@@ -35,6 +38,7 @@ impl Default for Config {
             concurrency: 64,
             drain_ms: 30_000,
             refused_ms: 60_000,
+            poison_after: 3,
             retry: retry::Policy::default(),
             fetch: image::Config::default(),
         }

@@ -7,6 +7,8 @@ use std::{
 };
 
 use pixfleet_shared::{
+    answers::Answers,
+    batches::Batches,
     ledger::Ledger,
     limiter::{RateLimiter, Stack, Weight, Why},
     outlook,
@@ -43,8 +45,12 @@ pub struct Engines {
     pub queue: Arc<dyn Queue>,
     /// The one bound of the fleet.
     pub limiter: Arc<dyn RateLimiter>,
-    /// What is settled already.
+    /// What is known of each call.
     pub ledger: Arc<dyn Ledger>,
+    /// What was answered before.
+    pub answers: Arc<dyn Answers>,
+    /// What is known of each batch.
+    pub batches: Arc<dyn Batches>,
 }
 
 /// What a worker shows to whoever runs it.
@@ -97,6 +103,8 @@ pub(crate) struct Crew {
     pub(crate) board: Arc<Board>,
     pub(crate) recent: Recent,
     pub(crate) spent: Spent,
+    /// One job at a time of those that may have killed a worker.
+    pub(crate) suspects: Semaphore,
     /// No slot is asked for any more; what waits for one goes back.
     pub(crate) stopping: CancellationToken,
     /// Providers to which nothing can leave for long, and until when.

@@ -5,6 +5,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use pixfleet_shared::{
     job::Job,
     judge::{Lateness, lateness},
+    ledger::Intent,
     limiter::{HoldOff, Kind, Slot, Stack, Weight},
     telemetry::ProviderLabel,
 };
@@ -17,6 +18,7 @@ use crate::{
     client::Way,
     conclude::{Ending, fleet_pause},
     crew::{AccountState, Crew, Serving},
+    intended::Intended,
     provider::PreparedRequest,
     slots::{Granted, Leave},
     step::{Early, uncalled},
@@ -42,6 +44,8 @@ pub(crate) struct Departure {
     pub(crate) way: Way,
     /// The moment that was aimed at.
     pub(crate) at: Instant,
+    /// As the ledger knows it.
+    pub(crate) intent: Intent,
 }
 
 /// Waits for the right to leave, and for its moment. A slot that is reached too late, or in a hold-off, is forfeited.
@@ -58,6 +62,7 @@ pub(crate) async fn wait(
     let label = ProviderLabel { provider: job.provider.clone() };
     let weight = serving.provider.weight(job.models.len(), requests[0].body.len());
     let since = Instant::now();
+    let mut intended = Intended::new(crew, serving, job);
     loop {
         let granted = tokio::select! {
             granted = serving.desk.leave(job, weight) => granted,
@@ -82,6 +87,15 @@ pub(crate) async fn wait(
         crew.unpark(&job.provider);
         let account = &serving.accounts[leave.account];
         let AccountState { stack, client, .. } = account;
+        match intended.record(account).await {
+            Ok(true) => {}
+            unsaid => {
+                crew.board.metrics.slots_forfeited.get_or_create(&label).inc();
+                give_back(crew, stack, leave.slot, weight).await;
+                unsaid?;
+                continue;
+            }
+        }
         // At its slot a call is to arrive, so it leaves before: all workers aim at the same moments of the API.
         let at = leave.slot.at.checked_sub(client.arrival().one_way()).unwrap_or(leave.slot.at);
         // The runtime's timer may end a wait late by more than a near API takes to connect to.
@@ -92,7 +106,7 @@ pub(crate) async fn wait(
         if !held && in_time(crew, account, at, &label).await {
             crew.board.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
             usage::took(crew, stack, weight);
-            return Ok(Departure { leave, way, at });
+            return Ok(Departure { leave, way, at, intent: intended.gone(account) });
         }
         debug!(late_us = late_us(at), held, "slot forfeited");
         crew.board.metrics.slots_forfeited.get_or_create(&label).inc();

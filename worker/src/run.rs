@@ -9,7 +9,7 @@ use std::{
 use pixfleet_shared::queue::{Delivery, Intake, QueueError};
 use tokio::{
     net::TcpListener,
-    sync::watch,
+    sync::{Semaphore, watch},
     task::{JoinError, JoinSet},
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at},
 };
@@ -20,6 +20,7 @@ use crate::{
     admin,
     budget::Spent,
     client::NoClient,
+    closing,
     config::Config,
     crew::{Board, Crew, Engines, Recent, Serving},
     image::Images,
@@ -56,6 +57,8 @@ pub struct Report {
     pub released: u64,
     /// Jobs made dead letters.
     pub dead: u64,
+    /// Jobs set aside, because their batch is paused.
+    pub parked: u64,
     /// Deliveries that could not be settled: the queue delivers them again.
     pub lost: u64,
     /// Jobs still under way when the drain's time was up: they are delivered again.
@@ -69,6 +72,7 @@ impl Report {
             Ok(Settled::Retry) => self.retried += 1,
             Ok(Settled::Release) => self.released += 1,
             Ok(Settled::DeadLetter) => self.dead += 1,
+            Ok(Settled::Park) => self.parked += 1,
             Ok(Settled::Lost) => self.lost += 1,
             Err(panic) => {
                 error!(%panic, "a job's task ended badly, the job comes again");
@@ -78,7 +82,7 @@ impl Report {
     }
 
     fn ended(&self) -> u64 {
-        self.completed + self.retried + self.released + self.dead + self.lost
+        self.completed + self.retried + self.released + self.dead + self.parked + self.lost
     }
 }
 
@@ -101,6 +105,7 @@ pub async fn run(
         tasks.spawn(async move { served.await.inspect_err(|error| warn!(%error, "admin pages ended")) });
     }
     tasks.spawn(usage::keep(crew.clone(), stop.clone()));
+    tasks.spawn(closing::announce(crew.clone(), stop.clone()));
     let mut wanted = crew.first();
     let (prefetch, asked) = watch::channel(prefetch_for(wanted));
     let mut intake = crew.engines.queue.receive(asked.clone()).await?;
@@ -185,6 +190,7 @@ fn muster(
         board,
         recent: Recent::default(),
         spent: Spent::default(),
+        suspects: Semaphore::new(1),
         stopping: CancellationToken::new(),
         parked: std::sync::Mutex::default(),
     })
@@ -213,8 +219,9 @@ async fn drain(crew: &Crew, mut intake: Box<dyn Intake>, mut jobs: JoinSet<Settl
     }
     report.left = jobs.len() as u64;
     jobs.abort_all();
-    let Report { completed, retried, released, dead, lost, left } = *report;
-    info!(completed, retried, released, dead, lost, left, "drained");
+    crew.engines.ledger.flush().await;
+    let Report { completed, retried, released, dead, parked, lost, left } = *report;
+    info!(completed, retried, released, dead, parked, lost, left, "drained");
 }
 
 fn prefetch_for(wanted: usize) -> u16 {

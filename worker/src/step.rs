@@ -1,40 +1,37 @@
 //! One job's straight line, and the one place that settles it.
 
-use std::{sync::Arc, time::Duration};
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use pixfleet_shared::{
-    id::Id,
+    batch::Tally,
+    batches::Hold,
     job::Job,
-    ledger::Begun,
-    queue::{Delivery, QueueError, Unsettled},
-    result::Call,
+    ledger::{Answered, End, Intent, Mark},
+    queue::{Delivery, QueueError, Reason, Settlement, Then, Unsettled},
+    result::{Call, ImageResult},
     telemetry::{CallLabels, ConnectionLabels, ProviderLabel, ResultLabels, SettleLabel},
 };
-use tokio::{
-    sync::SemaphorePermit,
-    time::{Instant, sleep},
-};
+use tokio::{sync::SemaphorePermit, time::Instant};
 use tracing::{debug, error, info, warn};
 
 use crate::{
     budget,
     classify::{Class, Verdict, classify},
     client::{CallOutcome, Opened, Sent},
-    conclude::{Ending, MENDING_PAUSE, Policy, conclude, conclude_uncalled},
+    conclude::{
+        Ending, MENDING_PAUSE, Policy, conclude, conclude_cancelled, conclude_given_up, conclude_uncalled,
+    },
     crew::{AccountState, Crew, Serving},
     departure::{self, Departure},
     image::Prepared,
     provider::PreparedRequest,
+    returned,
 };
 
 /// So many 429s in a row send a job back to the queue: others may have better luck.
 const MOST_THROTTLED: usize = 10;
-/// Pause between two questions to a ledger that is away.
-const LEDGER_PAUSE: Duration = Duration::from_millis(200);
-/// With a safe rate: how long a job waits for the ledger.
-const LEDGER_PATIENCE: Duration = Duration::from_secs(1);
-
 /// How a delivery was settled: the verb, for metrics and the drain's report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Settled {
@@ -42,6 +39,8 @@ pub(crate) enum Settled {
     Retry,
     Release,
     DeadLetter,
+    /// Set aside, because its batch is paused.
+    Park,
     /// Not settled: the queue delivers the job again.
     Lost,
 }
@@ -53,6 +52,7 @@ impl Settled {
             Self::Retry => "retry",
             Self::Release => "release",
             Self::DeadLetter => "dead_letter",
+            Self::Park => "park",
             Self::Lost => "lost",
         }
     }
@@ -60,13 +60,18 @@ impl Settled {
 
 /// Works on one delivery and settles it.
 pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
+    let again = delivery.again;
     let (job, unsettled) = delivery.split();
-    let id = job.id;
-    let ending = match line(&crew, job).await {
-        Ok(ending) => ending,
-        Err(early) => *early,
+    let worked = AssertUnwindSafe(line(&crew, &job, again)).catch_unwind().await;
+    let ending = match worked {
+        Ok(Ok(ending)) => ending,
+        Ok(Err(early)) => *early,
+        Err(panic) => panicked(&job, &*panic),
     };
-    let settled = settle(&crew, id, unsettled, ending).await;
+    let settled = settle(&crew, &job, unsettled, ending).await;
+    if again {
+        crew.engines.ledger.let_go(&job);
+    }
     crew.board.metrics.settled.get_or_create(&SettleLabel { verb: settled.as_str() }).inc();
     settled
 }
@@ -75,29 +80,66 @@ pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
 pub(crate) type Early = Box<Ending>;
 
 /// From a job to its ending.
-async fn line(crew: &Crew, mut job: Job) -> Result<Ending, Early> {
-    let serving = serving(crew, &job)?;
-    if begun(crew, serving, &job).await? == Begun::Settled {
-        crew.board.metrics.already_settled.inc();
-        debug!("already settled: nothing is spent");
-        return Ok(Ending::Complete(Vec::new()));
-    }
+async fn line(crew: &Crew, job: &Job, again: bool) -> Result<Ending, Early> {
+    held(crew, job)?;
+    let serving = serving(crew, job)?;
+    let _alone = if again { returned::take_up(crew, serving, job).await? } else { None };
     let since = Instant::now();
-    let picture = picture(crew, serving, &job).await?;
-    let requests = requests(crew, serving, &job, &picture).await?;
+    let picture = picture(crew, serving, job).await?;
+    let requests = requests(crew, serving, job, &picture).await?;
     drop(picture);
     let prepared = since.elapsed();
+    let mut job = job.clone();
     for _ in 0..MOST_THROTTLED {
-        let (outcome, verdict) = one_call(crew, serving, &job, &requests).await?;
+        let Made { outcome, verdict, intent } = one_call(crew, serving, &job, &requests).await?;
         crew.recent.record(prepared + outcome.duration);
         if verdict.class != Class::Throttled {
-            let facts = facts(crew, serving, &job, &outcome);
-            return Ok(conclude(job, &facts, verdict, &policy(crew, serving)));
+            let facts = facts(crew, &intent, &job, &outcome, serving);
+            let charged = verdict.charged;
+            let ending = conclude(job, &facts, verdict, &policy(crew, serving));
+            tell_ledger(crew, &intent, &outcome, charged, &ending);
+            return Ok(ending);
         }
+        crew.engines.ledger.answered(&intent, Answered::Free);
         // Nothing counted: it waits for another slot, behind the hold-off, with all that it has ready.
         job.throttled += 1;
+        held(crew, &job)?;
     }
     Ok(Ending::release(&job, Duration::ZERO))
+}
+
+/// What keeps the job's batch: without a call, nothing is spent.
+fn held(crew: &Crew, job: &Job) -> Result<(), Early> {
+    match crew.engines.batches.held(&job.batch) {
+        None => Ok(()),
+        Some(Hold::Cancelled) => Err(Box::new(conclude_cancelled(job))),
+        Some(Hold::Paused) => Err(Box::new(Ending::Park(Box::new(job.clone())))),
+    }
+}
+
+/// The ledger keeps what was paid for, before it is published, and lists what may have been.
+fn tell_ledger(crew: &Crew, intent: &Intent, outcome: &CallOutcome, charged: bool, ending: &Ending) {
+    let ledger = &crew.engines.ledger;
+    match (outcome.is_answered(), charged) {
+        (true, true) => ledger.answered(intent, Answered::Paid(ending.settlement())),
+        (false, true) => ledger.lost(intent, returned::lost(ending)),
+        (_, false) => ledger.answered(intent, Answered::Free),
+    }
+}
+
+/// A job that makes this worker panic would do so again, perhaps after it was paid for.
+fn panicked(job: &Job, panic: &(dyn Any + Send)) -> Ending {
+    let said = panic.downcast_ref::<&str>().map(|said| (*said).to_owned());
+    let said = said.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+    error!(said, "the job made the worker panic: it is parked");
+    conclude_given_up(job.clone(), Reason::Poison, &format!("the worker panicked: {said:.200}"))
+}
+
+/// A call that was made, and what its answer means.
+struct Made {
+    outcome: CallOutcome,
+    verdict: Verdict,
+    intent: Intent,
 }
 
 /// One call: its slot, its request, and what its answer means and tells the fleet.
@@ -106,7 +148,7 @@ async fn one_call(
     serving: &Serving,
     job: &Job,
     requests: &[PreparedRequest],
-) -> Result<(CallOutcome, Verdict), Early> {
+) -> Result<Made, Early> {
     let room = room(crew, serving, job).await?;
     let reserved = budget::reserve(crew, serving, job).await?;
     let departure = match departure::wait(crew, serving, job, requests).await {
@@ -116,7 +158,7 @@ async fn one_call(
             return Err(early);
         }
     };
-    let Departure { leave, way, at } = departure;
+    let Departure { leave, way, at, intent } = departure;
     let account = &serving.accounts[leave.account];
     crew.board.metrics.in_flight.inc();
     let sent = way.send(&requests[leave.account], Some(at.into_std())).await;
@@ -130,26 +172,7 @@ async fn one_call(
         budget::give_back(crew, reserved).await;
     }
     departure::tell(crew, account, &verdict, leave.slot.probe).await;
-    Ok((outcome, verdict))
-}
-
-/// Asks the ledger until it answers. Without it nothing may be spent: the job waits, until the worker stops. Whoever gave a
-/// safe rate prefers to go on.
-async fn begun(crew: &Crew, serving: &Serving, job: &Job) -> Result<Begun, Early> {
-    let since = Instant::now();
-    loop {
-        match crew.engines.ledger.begin(job.id).await {
-            Ok(begun) => return Ok(begun),
-            Err(error) => debug!(%error, "waiting for the ledger"),
-        }
-        if serving.provider.definition().safe_rate.is_some() && since.elapsed() > LEDGER_PATIENCE {
-            return Ok(Begun::Fresh);
-        }
-        tokio::select! {
-            () = sleep(LEDGER_PAUSE) => {}
-            () = crew.stopping.cancelled() => return Err(Box::new(Ending::release(job, Duration::ZERO))),
-        }
-    }
+    Ok(Made { outcome, verdict, intent })
 }
 
 fn serving<'a>(crew: &'a Crew, job: &Job) -> Result<&'a Serving, Early> {
@@ -186,7 +209,7 @@ pub(crate) fn uncalled(crew: &Crew, serving: &Serving, job: &Job, class: Class, 
     Box::new(conclude_uncalled(job.clone(), class, why, &policy(crew, serving)))
 }
 
-fn policy<'a>(crew: &'a Crew, serving: &Serving) -> Policy<'a> {
+pub(crate) fn policy<'a>(crew: &'a Crew, serving: &Serving) -> Policy<'a> {
     Policy {
         retry: &crew.config.retry,
         ambiguous: serving.provider.ambiguous(),
@@ -262,10 +285,9 @@ fn count(crew: &Crew, serving: &Serving, job: &Job, outcome: &CallOutcome, verdi
     }
 }
 
-fn facts(crew: &Crew, serving: &Serving, job: &Job, outcome: &CallOutcome) -> Call {
-    let tries = [job.attempt.to_be_bytes(), job.throttled.to_be_bytes()].concat();
+fn facts(crew: &Crew, intent: &Intent, job: &Job, outcome: &CallOutcome, serving: &Serving) -> Call {
     Call {
-        id: Id::of(&[b"pixfleet.call.v1", &job.id.to_bytes(), &tries]),
+        id: intent.call,
         sent_at: outcome.sent_at,
         duration_ms: outcome.duration.as_secs_f64() * 1000.0,
         status: outcome.status(),
@@ -278,38 +300,22 @@ fn facts(crew: &Crew, serving: &Serving, job: &Job, outcome: &CallOutcome) -> Ca
 }
 
 /// The one place that settles.
-async fn settle(crew: &Crew, id: Id, unsettled: Unsettled, ending: Ending) -> Settled {
-    let labels: Vec<ResultLabels> = ending
-        .results()
-        .iter()
-        .map(|result| ResultLabels {
-            provider: result.provider.clone(),
-            model: result.model.clone(),
-            outcome: result.outcome.as_str(),
-        })
-        .collect();
-    let (settled, outcome) = match ending {
-        Ending::Complete(results) => (Settled::Complete, unsettled.complete(results).await),
-        Ending::Retry { job, results, after } => {
-            (Settled::Retry, unsettled.retry(*job, results, after).await)
-        }
-        Ending::Release { job, after } => (Settled::Release, unsettled.release(*job, after).await),
-        Ending::Dead { job, results, reason } => {
-            crew.board.metrics.attempts.observe(f64::from(job.attempt + 1));
-            (Settled::DeadLetter, unsettled.dead_letter(*job, results, reason).await)
-        }
-    };
-    let stored = matches!(outcome, Ok(()) | Err(QueueError::Unacked(_)));
-    if stored {
+async fn settle(crew: &Crew, job: &Job, unsettled: Unsettled, ending: Ending) -> Settled {
+    let settled = ending.verb();
+    if let Ending::Dead { job, .. } = &ending {
+        crew.board.metrics.attempts.observe(f64::from(job.attempt + 1));
+    }
+    let over = matches!(ending, Ending::Over);
+    let settlement = ending.into_settlement();
+    let mark = if over { None } else { mark_of(job, &settlement) };
+    let labels: Vec<ResultLabels> = settlement.results.iter().map(labels).collect();
+    let outcome = unsettled.settle(settlement).await;
+    if matches!(outcome, Ok(()) | Err(QueueError::Unacked(_))) {
         for label in &labels {
             crew.board.metrics.results.get_or_create(label).inc();
         }
-    }
-    // A dead letter is not marked: whoever sends it again wants it called.
-    if stored && settled == Settled::Complete {
-        // Lost, this mark costs at most one repeated call, and only if the job comes again.
-        if let Err(error) = crew.engines.ledger.settled(id).await {
-            debug!(%error, "the ledger could not be told");
+        if let Some(mark) = mark {
+            crew.engines.ledger.settled(mark);
         }
     }
     match outcome {
@@ -319,4 +325,24 @@ async fn settle(crew: &Crew, id: Id, unsettled: Unsettled, ending: Ending) -> Se
             Settled::Lost
         }
     }
+}
+
+fn labels(result: &ImageResult) -> ResultLabels {
+    ResultLabels {
+        provider: result.provider.clone(),
+        model: result.model.clone(),
+        outcome: result.outcome.as_str(),
+    }
+}
+
+/// What the ledger is told of the turn of `job` once its settlement is stored; nothing where the turn comes again.
+fn mark_of(job: &Job, settlement: &Settlement) -> Option<Mark> {
+    let end = match &settlement.then {
+        Then::Done => End::Done,
+        Then::Again(next, _) if next.turn() > job.turn() => End::Again,
+        Then::Again(..) | Then::Parked(_) => return None,
+        Then::Dead(..) => End::Dead,
+    };
+    let tally = Tally::of(&settlement.results);
+    Some(Mark { job: job.id, batch: job.batch.clone(), turn: job.turn(), tally, end })
 }

@@ -149,6 +149,7 @@ mod tests {
             jobs: results,
             results,
             at: jiff::Timestamp::from_second(at).unwrap(),
+            tally: None,
         }
     }
 

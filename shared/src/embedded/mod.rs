@@ -28,7 +28,9 @@ use std::{path::Path, sync::Arc};
 
 use self::lending::Served;
 use crate::{
+    answers::Answers,
     batch::BatchName,
+    batches::Batches,
     ledger::Ledger,
     limiter::RateLimiter,
     queue::{Filter, Queue},
@@ -90,6 +92,16 @@ impl Embedded {
 
     /// The ledger.
     pub fn ledger(&self) -> Arc<dyn Ledger> {
+        self.ledger.clone()
+    }
+
+    /// What was answered before.
+    pub fn answers(&self) -> Arc<dyn Answers> {
+        self.ledger.clone()
+    }
+
+    /// What is known of each batch.
+    pub fn batches(&self) -> Arc<dyn Batches> {
         self.ledger.clone()
     }
 

@@ -13,9 +13,9 @@ use super::{
     subscriber,
 };
 use crate::{
-    batch::BatchEvent,
+    batch::{BatchEvent, BatchName},
     job::{Job, Priority},
-    queue::{Intake, Queue, QueueError, Subscriber, Subscription},
+    queue::{DeadLetters, Intake, Queue, QueueError, Subscriber, Subscription},
     result::Announcement,
 };
 
@@ -60,6 +60,22 @@ impl Queue for EmbeddedQueue {
 
     async fn subscribe(&self, subscription: Subscription) -> Result<Box<dyn Subscriber>, QueueError> {
         Ok(Box::new(subscriber::open(self.store.clone(), subscription).await?))
+    }
+
+    async fn prepare_parking(&self, _batch: &BatchName) -> Result<(), QueueError> {
+        Ok(())
+    }
+
+    async fn parked(&self, _batch: &BatchName) -> Result<u64, QueueError> {
+        Ok(0)
+    }
+
+    async fn unpark(&self, _batch: &BatchName) -> Result<u64, QueueError> {
+        Ok(0)
+    }
+
+    async fn dead_letters(&self) -> Result<Box<dyn DeadLetters>, QueueError> {
+        Err(QueueError::Away("dead letters can't be read yet".to_owned()))
     }
 
     fn health(&self) -> Result<(), String> {

@@ -43,6 +43,7 @@ impl Settle for EmbeddedSettle {
         let after = match settlement.then {
             Then::Done => After::Done(job.batch.to_string()),
             Then::Again(job, after) => After::Again(Row::of(&job)?, micros(after)),
+            Then::Parked(job) => After::Again(Row::of(&job)?, 30_000_000),
             Then::Dead(job, reason) => After::Dead(Row::of(&job)?, reason),
         };
         let comes_again = matches!(after, After::Again(..));

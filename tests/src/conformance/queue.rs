@@ -208,6 +208,7 @@ pub async fn the_log_replays_and_filters(queue: Arc<dyn Queue>) {
         jobs: 1,
         results: 1,
         at: jiff::Timestamp::now(),
+        tally: None,
     };
     queue.announce(closed.clone()).await.unwrap();
     for from in [From::Beginning, From::Ago(Duration::from_secs(3600))] {

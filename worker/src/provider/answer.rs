@@ -137,7 +137,7 @@ fn run_first(jq: Option<&Jq>, field: &str, input: &Val, model: &str) -> Result<O
 /// A call that was answered, and so perhaps paid for, but whose answer says nothing that we can read.
 pub(crate) fn unreadable(why: &str) -> Failed {
     Failed {
-        class: Class::Transient,
+        class: Class::Ambiguous,
         message: format!(
             "the call was answered, and may have been paid for, but the answer can't be read: {why}"
         ),

@@ -156,7 +156,7 @@ fn restb_predictions_detections_and_scores_are_read() {
     let refused = failed(&verdict, "re_compliance_v2");
     assert_eq!((refused.class, refused.message.as_str()), (Class::Rejected, "The image is too small"));
     let missing = failed(&verdict, "re_exterior_styles");
-    assert_eq!(missing.class, Class::Transient);
+    assert_eq!(missing.class, Class::Ambiguous);
     assert!(missing.message.contains("paid") && missing.message.contains("nothing for this model"));
 }
 
@@ -271,7 +271,7 @@ async fn rapidocr_gets_a_file_and_gives_lines_of_text() {
     assert_eq!(value(&verdict, "ocr"), Some(json!(lines.join("\n"))), "in the order of their numbers");
     let welcome = br#"{"message":"Welcome to RapidOCR API Server!"}"#;
     let verdict = judge(&rapidocr, &reply(200, &[], welcome), &["ocr"]);
-    assert_eq!(verdict.class, Class::Transient, "an answer to another question is none");
+    assert_eq!(verdict.class, Class::Ambiguous, "an answer to another question is none");
     let broken = judge(&rapidocr, &reply(500, &[], b"Internal Server Error"), &["ocr"]);
     assert_eq!(
         (broken.class, broken.message.as_str()),

@@ -172,9 +172,10 @@ impl Lender {
         match job {
             Ok(mut job) => {
                 job.traceparent = job.traceparent.or_else(|| header(&message, "traceparent")?.parse().ok());
+                let again = message.redelivered;
                 let Self { publisher, channel, tasks } = self.clone();
                 let settle = RabbitSettle::new(message.acker, channel, publisher, &job, tasks);
-                Some(Delivery::new(job, Box::new(settle)))
+                Some(Delivery::new(job, again, Box::new(settle)))
             }
             Err(why) => {
                 warn!(reason = why.reason().as_str(), bytes = message.data.len(), %why, "a message is no job");

@@ -57,6 +57,7 @@ impl RabbitSettle {
         match settlement.then {
             Then::Done => {}
             Then::Again(job, after) => messages.push(job_message(&job, exchange_after(after))?),
+            Then::Parked(job) => messages.push(job_message(&job, exchange_after(Duration::from_secs(30)))?),
             Then::Dead(job, reason) => messages.push(dead_letter(&job, reason)?),
         }
         Ok(messages)

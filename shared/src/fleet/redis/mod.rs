@@ -22,7 +22,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{ledger::Ledger, limiter::RateLimiter};
+use crate::{answers::Answers, batches::Batches, ledger::Ledger, limiter::RateLimiter};
 
 pub use config::Config;
 pub use ledger::RedisLedger;
@@ -72,6 +72,16 @@ impl Redis {
 
     /// The ledger.
     pub fn ledger(&self) -> Arc<dyn Ledger> {
+        self.ledger.clone()
+    }
+
+    /// What was answered before.
+    pub fn answers(&self) -> Arc<dyn Answers> {
+        self.ledger.clone()
+    }
+
+    /// What is known of each batch.
+    pub fn batches(&self) -> Arc<dyn Batches> {
         self.ledger.clone()
     }
 

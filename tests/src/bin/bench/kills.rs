@@ -41,6 +41,7 @@ pub(crate) async fn measure() -> Vec<Figure> {
         jobs: JOBS as u64,
         results: JOBS as u64,
         at: jiff::Timestamp::now(),
+        tally: None,
     };
     fleet.queue.announce(closed).await.unwrap();
     // What a subscriber is shown, by the command that users run: it drops repetitions, or it does not.
