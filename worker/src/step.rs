@@ -62,6 +62,7 @@ impl Settled {
 pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
     let again = delivery.again;
     let (job, unsettled) = delivery.split();
+    let _hands = again.then(|| Hands { crew: &crew, job: &job });
     let worked = AssertUnwindSafe(line(&crew, &job, again)).catch_unwind().await;
     let ending = match worked {
         Ok(Ok(ending)) => ending,
@@ -69,11 +70,21 @@ pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
         Err(panic) => panicked(&job, &*panic),
     };
     let settled = settle(&crew, &job, unsettled, ending).await;
-    if again {
-        crew.engines.ledger.let_go(&job);
-    }
     crew.board.metrics.settled.get_or_create(&SettleLabel { verb: settled.as_str() }).inc();
     settled
+}
+
+/// A job that was lent before, in this worker's hands. However its work ends, a worker that lives lets go of it: what is not
+/// let go of is a crash.
+struct Hands<'a> {
+    crew: &'a Crew,
+    job: &'a Job,
+}
+
+impl Drop for Hands<'_> {
+    fn drop(&mut self) {
+        self.crew.engines.ledger.let_go(self.job);
+    }
 }
 
 /// The line was left before a call.
