@@ -68,6 +68,8 @@ pub struct Delivery {
     pub job: Job,
     /// Whether it was lent before, and not settled: somebody may have worked on it.
     pub again: bool,
+    /// Whether it was lent so often that the queue is about to give it up, with no result.
+    pub worn: bool,
     settle: Box<dyn Settle>,
 }
 
@@ -108,7 +110,13 @@ pub trait Settle: Send {
 impl Delivery {
     /// A delivery of `job` that `settle` ends; `again` when it was lent before.
     pub fn new(job: Job, again: bool, settle: Box<dyn Settle>) -> Self {
-        Self { job, again, settle }
+        Self { job, again, worn: false, settle }
+    }
+
+    /// The same, about to be given up by the queue or not.
+    #[must_use]
+    pub fn worn(self, worn: bool) -> Self {
+        Self { worn, ..self }
     }
 
     /// The job, and the one right to settle it.

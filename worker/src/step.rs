@@ -60,10 +60,10 @@ impl Settled {
 
 /// Works on one delivery and settles it.
 pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
-    let again = delivery.again;
+    let (again, worn) = (delivery.again, delivery.worn);
     let (job, unsettled) = delivery.split();
     let _hands = again.then(|| Hands { crew: &crew, job: &job });
-    let worked = AssertUnwindSafe(line(&crew, &job, again)).catch_unwind().await;
+    let worked = AssertUnwindSafe(line(&crew, &job, again, worn)).catch_unwind().await;
     let ending = match worked {
         Ok(Ok(ending)) => ending,
         Ok(Err(early)) => *early,
@@ -91,10 +91,15 @@ impl Drop for Hands<'_> {
 pub(crate) type Early = Box<Ending>;
 
 /// From a job to its ending.
-async fn line(crew: &Crew, job: &Job, again: bool) -> Result<Ending, Early> {
+async fn line(crew: &Crew, job: &Job, again: bool, worn: bool) -> Result<Ending, Early> {
     held(crew, job)?;
     let serving = serving(crew, job)?;
     let _alone = if again { returned::take_up(crew, serving, job).await? } else { None };
+    if worn {
+        // The queue would give it up in silence, and its batch never be complete.
+        let why = "the job was delivered again and again, and nobody settled it: the workers' logs say why";
+        return Ok(conclude_given_up(job.clone(), Reason::DeliveryLimit, why));
+    }
     let since = Instant::now();
     let picture = picture(crew, serving, job).await?;
     let requests = requests(crew, serving, job, &picture).await?;

@@ -30,7 +30,7 @@ pub const RESULTS_EXCHANGE: &str = "pixfleet.results";
 pub const RESULTS_LOG: &str = "pixfleet.results.log.v1";
 
 /// Deliveries of a job that nobody settled before the broker dead-letters it.
-const DELIVERY_LIMIT: i64 = 20;
+pub(super) const DELIVERY_LIMIT: i64 = 20;
 /// How long the stream keeps results; an operator's policy may keep less.
 const LOG_MAX_AGE: &str = "7D";
 /// How much of them it keeps at most, in bytes.
