@@ -44,6 +44,9 @@ impl<'a> Intended<'a> {
             return Ok(true);
         }
         let intent = self.intent(name);
+        if !self.serving.provider.definition().ledger {
+            return Ok(true);
+        }
         match self.crew.engines.ledger.depart(&intent).await {
             Ok(Known::Clear) => {}
             Ok(known) => {

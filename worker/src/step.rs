@@ -113,10 +113,12 @@ async fn line(crew: &Crew, job: &Job, again: bool, worn: bool) -> Result<Ending,
             let facts = facts(crew, &intent, &job, &outcome, serving);
             let charged = verdict.charged;
             let ending = conclude(job, &facts, verdict, &policy(crew, serving));
-            tell_ledger(crew, &intent, &outcome, charged, &ending);
+            tell_ledger(crew, serving, (&intent, &outcome), charged, &ending);
             return Ok(ending);
         }
-        crew.engines.ledger.answered(&intent, Answered::Free);
+        if serving.provider.definition().ledger {
+            crew.engines.ledger.answered(&intent, Answered::Free);
+        }
         // Nothing counted: it waits for another slot, behind the hold-off, with all that it has ready.
         job.throttled += 1;
         held(crew, &job)?;
@@ -134,8 +136,17 @@ fn held(crew: &Crew, job: &Job) -> Result<(), Early> {
 }
 
 /// The ledger keeps what was paid for, before it is published, and lists what may have been.
-fn tell_ledger(crew: &Crew, intent: &Intent, outcome: &CallOutcome, charged: bool, ending: &Ending) {
-    let ledger = &crew.engines.ledger;
+fn tell_ledger(
+    crew: &Crew,
+    serving: &Serving,
+    made: (&Intent, &CallOutcome),
+    charged: bool,
+    ending: &Ending,
+) {
+    if !serving.provider.definition().ledger {
+        return;
+    }
+    let ((intent, outcome), ledger) = (made, &crew.engines.ledger);
     match (outcome.is_answered(), charged) {
         (true, true) => ledger.answered(intent, Answered::Paid(ending.settlement())),
         (false, true) => ledger.lost(intent, returned::lost(ending)),
