@@ -25,7 +25,7 @@ use super::{
     topology,
     unconfirmed::{Booked, Message, Parcel, Unconfirmed},
 };
-use crate::queue::QueueError;
+use crate::{failpoint, queue::QueueError};
 
 /// Times that a message may come back as unroutable, with the topology declared anew in between.
 const MAX_RETURNS: u32 = 5;
@@ -235,7 +235,10 @@ async fn say(
     let (exchange, key) = (message.exchange.as_str().into(), message.routing_key.as_str().into());
     let confirm =
         match channel.basic_publish(exchange, key, mandatory, &message.body, properties(&message)).await {
-            Ok(confirm) => confirm.await,
+            Ok(confirm) => {
+                failpoint::reached("before_confirm");
+                confirm.await
+            }
             Err(error) => Err(error),
         };
     (number, message, confirm)

@@ -18,6 +18,7 @@ use super::{
     unconfirmed::Message,
 };
 use crate::{
+    failpoint,
     id::Id,
     job::{Job, Unreadable},
     queue::{QueueError, Reason, Settle, Settlement, Then},
@@ -68,10 +69,13 @@ impl RabbitSettle {
 impl Settle for RabbitSettle {
     async fn settle(mut self: Box<Self>, settlement: Settlement) -> Result<(), QueueError> {
         self.publisher.publish(self.messages(settlement)?).await?;
-        match self.acker.take() {
+        failpoint::reached("after_publish");
+        let acked = match self.acker.take() {
             Some(acker) => ack(&acker).await,
             None => Ok(()),
-        }
+        };
+        failpoint::reached("after_ack");
+        acked
     }
 }
 
