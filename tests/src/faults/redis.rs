@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::stage::{Plan, Report, Setting, Stage};
 use crate::private_redis::PrivateRedis;
@@ -10,7 +10,7 @@ use crate::private_redis::PrivateRedis;
 /// A stage with a Redis of its own, that keeps its data as the documentation says.
 async fn with_own_redis(name: &'static str, plan: Plan) -> (Stage, PrivateRedis) {
     let server = PrivateRedis::start(&["--appendonly", "yes", "--appendfsync", "everysec"]).await;
-    let mut stage = Stage::set(name, plan, Setting::default()).await;
+    let mut stage = Stage::set(name, plan, Setting::lasting(plan, 8)).await;
     stage.fleet.redis_url = server.url();
     stage.ledger_url = server.url();
     (stage, server)
@@ -23,12 +23,11 @@ pub(super) async fn restarted(plan: Plan) -> Report {
     stage.enqueue().await;
     let moment = stage.moment(0.2..0.5);
     stage.results(moment).await;
+    stage.strike();
     server.kill();
     sleep(Duration::from_secs(2)).await;
     server.revive().await;
-    let (back, before) = (Instant::now(), stage.collector.count());
-    stage.results(before + 1).await;
-    stage.notes.push(format!("work went on {:.1} s after Redis was back", back.elapsed().as_secs_f64()));
+    stage.relent();
     let report = stage.end().await;
     drop(server);
     report
@@ -41,6 +40,7 @@ pub(super) async fn emptied(plan: Plan) -> Report {
     stage.enqueue().await;
     let moment = stage.moment(0.2..0.5);
     stage.results(moment).await;
+    stage.strike();
     let () = server.ask("FLUSHALL").await;
     stage.uncounted();
     let report = stage.end().await;

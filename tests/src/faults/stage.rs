@@ -61,6 +61,13 @@ pub struct Setting {
     pub more: String,
 }
 
+impl Setting {
+    /// With a limit that lets the plan's jobs last for about so many seconds: the fault is to meet a fleet at work.
+    pub fn lasting(plan: Plan, seconds: usize) -> Self {
+        Self { rate: u32::try_from((plan.jobs / seconds).max(10)).unwrap_or(u32::MAX), ..Self::default() }
+    }
+}
+
 impl Default for Setting {
     fn default() -> Self {
         Self {
@@ -116,6 +123,8 @@ pub struct Stage {
     pub pardoned: Vec<fn(&Problem) -> bool>,
     /// The Redis that holds the ledger at the end.
     pub ledger_url: String,
+    /// When the fault began, and when it was over, in microseconds since 1970.
+    fault_us: Option<(u64, u64)>,
     /// The broker itself, whatever the workers have in between.
     pub broker_url: String,
     name: &'static str,
@@ -130,11 +139,10 @@ impl Stage {
         let sandbox = Settings { access_tail: plan.jobs * 8 + 10_000, ..setting.sandbox };
         let provider = format!(
             "ambiguous = \"{}\"\nlimits = [{{ name = \"rate\", calls = {} }}]\n\
-             http = {{ total_ms = {}, read_ms = {} }}\n",
+             http = {{ connect_ms = 1000, read_ms = {total_ms}, total_ms = {total_ms} }}\n",
             setting.policy.as_str(),
             setting.rate,
-            setting.total_ms,
-            setting.total_ms,
+            total_ms = setting.total_ms,
         );
         let worker = format!(
             "[log]\nfilter = \"info\"\n[rabbitmq]\nheartbeat_s = 5\n[worker]\nconcurrency = {}\n\
@@ -145,6 +153,7 @@ impl Stage {
         let collector = Collector::start(&fleet.queue, "checker").await;
         Self {
             ledger_url: fleet.redis_url.clone(),
+            fault_us: None,
             broker_url: fleet.rabbitmq_url.clone(),
             fleet,
             plan,
@@ -232,6 +241,37 @@ impl Stage {
                 panic!("{}: silence after {came} results\n{}", self.again(), self.fleet.logs());
             }
         }
+    }
+
+    /// The fault begins.
+    pub fn strike(&mut self) {
+        if self.collector.count() >= self.plan.jobs {
+            self.problems.push("the fault came too late: everything was done".to_owned());
+        }
+        let now = unix_us();
+        self.fault_us = Some((now, now));
+    }
+
+    /// The fault is over.
+    pub fn relent(&mut self) {
+        if let Some((_, end)) = &mut self.fault_us {
+            *end = unix_us();
+        }
+    }
+
+    /// How long after the fault calls came again, and as many as before.
+    fn recovery(&self, arrivals: &[u64]) -> Option<String> {
+        const SECOND: u64 = 1_000_000;
+        let (begin, end) = self.fault_us?;
+        let within = |from: u64| arrivals.iter().filter(|at| (from..from + SECOND).contains(*at)).count();
+        let before = within(begin - SECOND);
+        let mut after: Vec<u64> = arrivals.iter().copied().filter(|at| *at >= end).collect();
+        after.sort_unstable();
+        let first = after.first()?.saturating_sub(end) as f64 / 1e6;
+        let full = after.iter().find(|at| within(**at) * 10 >= before * 8);
+        let full = full.map(|at| format!("{:.1} s", (at - end) as f64 / 1e6));
+        let full = full.unwrap_or_else(|| "not before the end".to_owned());
+        Some(format!("calls again after {first:.1} s, at the full rate of {before}/s after {full}"))
     }
 
     /// Waits until one of these workers has ended by itself; answers which.
@@ -330,8 +370,10 @@ impl Stage {
         history.received = self.or_problem(received);
         history.replayed = self.or_problem(collecting::replay(&queue).await);
         history.letters = self.or_problem(gather::letters(&self.broker_url).await);
-        let calls = self.fleet.sandbox.access().await.into_iter();
-        history.calls = calls.filter_map(CallSeen::of).collect();
+        let lines = self.fleet.sandbox.access().await;
+        let arrivals: Vec<u64> = lines.iter().map(|line| line.at_us).collect();
+        self.notes.extend(self.recovery(&arrivals));
+        history.calls = lines.into_iter().filter_map(CallSeen::of).collect();
         history.filed = self.or_problem(gather::filed(&self.fleet).await);
         let redis = self.redis().await;
         history.listed = self.or_problem(gather::listed(&*redis.ledger()).await);
@@ -359,6 +401,10 @@ impl Stage {
     pub fn again(&self) -> String {
         again(self.name, self.plan)
     }
+}
+
+fn unix_us() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or_default()
 }
 
 /// The command that plays a scenario again.

@@ -8,7 +8,7 @@ use pixfleet_shared::{
     result::Outcome,
 };
 use rand::{RngExt, seq::SliceRandom};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::stage::{BATCH, Plan, Report, Setting, Stage};
 use crate::fleet::job;
@@ -50,19 +50,16 @@ fn arm(stage: &mut Stage, places: &mut VecDeque<&str>, most: usize) -> Option<us
 
 /// Every worker is killed at the same moment, with calls in flight; others start.
 pub(super) async fn all_killed(plan: Plan) -> Report {
-    let mut stage = Stage::set("all_killed", plan, Setting::default()).await;
+    let mut stage = Stage::set("all_killed", plan, Setting::lasting(plan, 5)).await;
     stage.start_workers();
     stage.enqueue().await;
     let moment = stage.moment(0.2..0.6);
     stage.results(moment).await;
+    stage.strike();
     for number in stage.fleet.workers() {
         stage.fleet.kill(number);
     }
-    let killed = Instant::now();
-    let before = stage.collector.count();
     stage.start_workers();
-    stage.results(before + 1).await;
-    stage.notes.push(format!("work went on {:.1} s after the kill", killed.elapsed().as_secs_f64()));
     stage.end().await
 }
 
@@ -101,9 +98,11 @@ pub(super) async fn frozen(plan: Plan) -> Report {
     stage.results(moment).await;
     let workers = stage.fleet.workers();
     let frozen = workers[stage.chance.random_range(0..workers.len())];
+    stage.strike();
     stage.fleet.freeze(frozen);
     sleep(PAST_THE_HEARTBEAT).await;
     stage.fleet.thaw(frozen);
+    stage.relent();
     stage.end().await
 }
 
