@@ -26,7 +26,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use clap::{Parser, Subcommand};
-use pixfleet_shared::telemetry;
+use pixfleet_shared::{failpoint, telemetry};
 
 use crate::{
     config::{Keys, Log, Sources},
@@ -74,6 +74,7 @@ enum Role {
 }
 
 fn main() -> ExitCode {
+    failpoint::reached("start");
     let cli = Cli::parse();
     play(cli).unwrap_or_else(|error| Exit::of_error(&error, &mut std::io::stderr()).into())
 }

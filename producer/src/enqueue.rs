@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use pixfleet_shared::{
     batch::{BatchEvent, BatchName, BatchState},
     budget::Budget,
+    failpoint,
     id::Id,
     job::{Job, Priority},
     queue::{Queue, QueueError},
@@ -291,10 +292,13 @@ impl Run {
         }
         let (ids, results) = (ids(&fresh), fresh.iter().map(|job| job.models.len() as u64).sum());
         if let Some(queue) = &self.queue {
+            failpoint::reached("before_enqueue");
             // Kept for another try: the queue takes what it is given.
             self.patiently(|| queue.enqueue(fresh.clone())).await?;
         }
+        failpoint::reached("before_record");
         let totals = clerk.confirm(ids, results).await?;
+        failpoint::reached("after_record");
         Ok((tally, totals))
     }
 

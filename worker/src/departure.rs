@@ -3,6 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use pixfleet_shared::{
+    failpoint,
     job::Job,
     judge::{Lateness, lateness},
     ledger::Intent,
@@ -88,7 +89,7 @@ pub(crate) async fn wait(
         let account = &serving.accounts[leave.account];
         let AccountState { stack, client, .. } = account;
         match intended.record(account).await {
-            Ok(true) => {}
+            Ok(true) => failpoint::reached("after_intent"),
             unsaid => {
                 crew.board.metrics.slots_forfeited.get_or_create(&label).inc();
                 give_back(crew, stack, leave.slot, weight).await;

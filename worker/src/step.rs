@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use pixfleet_shared::{
     batch::Tally,
     batches::Hold,
+    failpoint,
     job::Job,
     ledger::{Answered, End, Intent, Mark},
     queue::{Delivery, QueueError, Reason, Settlement, Then, Unsettled},
@@ -63,6 +64,7 @@ pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
     let (again, worn) = (delivery.again, delivery.worn);
     let (job, unsettled) = delivery.split();
     let _hands = again.then(|| Hands { crew: &crew, job: &job });
+    failpoint::reached("after_receive");
     let worked = AssertUnwindSafe(line(&crew, &job, again, worn)).catch_unwind().await;
     let ending = match worked {
         Ok(Ok(ending)) => ending,
@@ -100,10 +102,13 @@ async fn line(crew: &Crew, job: &Job, again: bool, worn: bool) -> Result<Ending,
         let why = "the job was delivered again and again, and nobody settled it: the workers' logs say why";
         return Ok(conclude_given_up(job.clone(), Reason::DeliveryLimit, why));
     }
+    failpoint::reached("after_take_up");
+    failpoint::taken_up(&job.image.id);
     let since = Instant::now();
     let picture = picture(crew, serving, job).await?;
     let requests = requests(crew, serving, job, &picture).await?;
     drop(picture);
+    failpoint::reached("after_prepare");
     let prepared = since.elapsed();
     let mut job = job.clone();
     for _ in 0..MOST_THROTTLED {
@@ -114,6 +119,7 @@ async fn line(crew: &Crew, job: &Job, again: bool, worn: bool) -> Result<Ending,
             let charged = verdict.charged;
             let ending = conclude(job, &facts, verdict, &policy(crew, serving));
             tell_ledger(crew, serving, (&intent, &outcome), charged, &ending);
+            failpoint::reached("after_ledger_told");
             return Ok(ending);
         }
         if serving.provider.definition().ledger {
@@ -188,9 +194,11 @@ async fn one_call(
     let Departure { leave, way, at, intent } = departure;
     let account = &serving.accounts[leave.account];
     crew.board.metrics.in_flight.inc();
+    failpoint::reached("before_send");
     let sent = way.send(&requests[leave.account], Some(at.into_std())).await;
     crew.board.metrics.in_flight.dec();
     drop((room, leave.room));
+    failpoint::reached("after_answer");
     let Sent { outcome, lateness, opened } = sent;
     way_went(crew, serving, account, lateness, opened);
     let verdict = classify(&serving.provider, &outcome, &job.models, Timestamp::now());
@@ -341,6 +349,7 @@ async fn settle(crew: &Crew, job: &Job, unsettled: Unsettled, ending: Ending) ->
         for label in &labels {
             crew.board.metrics.results.get_or_create(label).inc();
         }
+        failpoint::reached("before_settled_mark");
         if let Some(mark) = mark {
             crew.engines.ledger.settled(mark);
         }

@@ -24,7 +24,7 @@ use crate::queue::{Delivery, Intake, QueueError};
 /// Jobs given back at the same time when an intake stops.
 const GIVEN_BACK_AT_ONCE: usize = 64;
 /// From so many deliveries on a job is about to be given up by the broker, which publishes no result for it.
-const WORN: i64 = topology::DELIVERY_LIMIT - 3;
+const WORN: i64 = super::topology::DELIVERY_LIMIT - 3;
 /// Pause before a lost session is opened again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(250);
 

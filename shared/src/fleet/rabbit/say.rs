@@ -9,6 +9,7 @@ use lapin::{
 };
 
 use super::{link::Up, unconfirmed::Message};
+use crate::failpoint;
 
 /// A channel that confirms.
 pub(super) async fn open(up: &Up) -> Result<Channel, lapin::Error> {
@@ -27,7 +28,10 @@ pub(super) async fn say(
     let (exchange, key) = (message.exchange.as_str().into(), message.routing_key.as_str().into());
     let confirm =
         match channel.basic_publish(exchange, key, mandatory, &message.body, properties(&message)).await {
-            Ok(confirm) => confirm.await,
+            Ok(confirm) => {
+                failpoint::reached("before_confirm");
+                confirm.await
+            }
             Err(error) => Err(error),
         };
     (number, message, confirm)

@@ -19,6 +19,7 @@ use super::{
     unconfirmed::{Message, Route},
 };
 use crate::{
+    failpoint,
     id::Id,
     job::{Job, Unreadable},
     queue::{Death, QueueError, Settle, Settlement, Then},
@@ -88,10 +89,13 @@ impl Settle for RabbitSettle {
             self.kept = MENDING_PAUSE;
         }
         published?;
-        match self.acker.take() {
+        failpoint::reached("after_publish");
+        let acked = match self.acker.take() {
             Some(acker) => ack(&acker).await,
             None => Ok(()),
-        }
+        };
+        failpoint::reached("after_ack");
+        acked
     }
 }
 
