@@ -1,4 +1,5 @@
-//! Answers of before, on the state file. Claims are a process's: jobs of one process see to each other themselves.
+//! Answers of before, on the state file. A claim is a process's, and ends with it; within the process, too, one job has it
+//! and the others wait.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +16,7 @@ use crate::{
     ledger::LedgerError,
 };
 
-/// A claim of another process is worth looking at again this often.
+/// A claim is worth looking at again this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// What was answered before.
@@ -36,9 +37,9 @@ fn micros(duration: Duration) -> u64 {
 #[async_trait]
 impl Answers for EmbeddedAnswers {
     async fn recall(&self, keys: &[Id], claim_for: Duration) -> Result<Vec<Recalled>, LedgerError> {
-        let (shared, keys, own) = (self.store.shared(), keys.to_vec(), self.store.membership().token());
+        let (shared, keys) = (self.store.shared(), keys.to_vec());
         let asked = keys.clone();
-        let there = self.store.read(move |db| peek(db, own, &asked)).await?;
+        let there = self.store.read(move |db| peek(db, &asked)).await?;
         if there.iter().all(|there| matches!(there, There::Answer(_))) {
             return there.into_iter().map(recalled).collect();
         }
@@ -64,8 +65,8 @@ impl Answers for EmbeddedAnswers {
 }
 
 /// Looks under the keys, and claims none: where all is answered nobody has to write.
-fn peek(db: &Connection, own: i64, keys: &[Id]) -> rusqlite::Result<Vec<There>> {
-    keys.iter().map(|key| kept::look(db, own, *key)).collect()
+fn peek(db: &Connection, keys: &[Id]) -> rusqlite::Result<Vec<There>> {
+    keys.iter().map(|key| kept::look(db, *key)).collect()
 }
 
 /// Looks under the keys in their order. Behind another one's claim nothing is claimed: what is free there waits with it.
@@ -73,7 +74,7 @@ fn look(db: &Connection, own: i64, keys: &[Id], for_us: u64) -> rusqlite::Result
     let mut found = Vec::with_capacity(keys.len());
     let mut behind = None;
     for key in keys {
-        let there = match (kept::look(db, own, *key)?, behind) {
+        let there = match (kept::look(db, *key)?, behind) {
             (There::Nothing, Some(left_us)) => There::Claim(left_us),
             (there, _) => there,
         };

@@ -18,7 +18,7 @@ fn day(at: Timestamp) -> Date {
     at.to_zoned(TimeZone::UTC).date()
 }
 
-/// Counts a call that was answered now.
+/// Counts a call that was answered, on the day on which it left.
 pub(super) fn count(db: &Connection, intent: &Intent, charged: bool) -> rusqlite::Result<()> {
     let mut line = db.prepare_cached(
         "INSERT INTO bill (day, provider, account, model, answered, charged, cost_micros, currency)
@@ -28,7 +28,7 @@ pub(super) fn count(db: &Connection, intent: &Intent, charged: bool) -> rusqlite
            cost_micros = cost_micros + excluded.cost_micros, currency = excluded.currency",
     )?;
     let Intent { provider, account, models, cost_micros, currency, .. } = intent;
-    let (day, cost) = (day(Timestamp::now()).to_string(), if charged { *cost_micros } else { 0 });
+    let (day, cost) = (day(intent.leaves_at).to_string(), if charged { *cost_micros } else { 0 });
     let mut add = |model: &str, cost: u64| {
         line.execute(params![day, provider, account, model, charged, cost as i64, currency]).map(drop)
     };

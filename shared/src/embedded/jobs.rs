@@ -3,7 +3,6 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
-    bill,
     counts::{self, Moved},
     letters,
     log::Entry,
@@ -17,7 +16,7 @@ use crate::{
     batches::Progress,
     id::Id,
     job::{Job, Priority},
-    ledger::{Answered, End},
+    ledger::End,
     queue::{Death, QueueError},
 };
 
@@ -143,7 +142,7 @@ pub(super) fn settle(
         .optional()?;
     let ours = held == Some(Some(holder));
     if !ours && (held.is_none() || !matches!(after, After::Done)) {
-        told.map_or(Ok(()), |told| turns::answered(db, told))?;
+        told.map_or(Ok(()), |told| turns::answered(db, holder, told))?;
         return Ok(Met::default());
     }
     finish(db, holder, settling, told)
@@ -177,18 +176,15 @@ fn ledger_and_counts(
 ) -> rusqlite::Result<(bool, Option<Progress>)> {
     let Settling { job, turn, batch, entries, after, end, tally, .. } = settling;
     let Some(end) = *end else {
-        told.map_or(Ok(()), |told| turns::answered(db, told))?;
+        told.map_or(Ok(()), |told| turns::answered(db, own, told))?;
         return Ok((false, None));
     };
-    let counted = match told {
-        // The answer's only row would be written and taken away again here: what is left of it is the bill.
-        Some(told) if told.intent.turn == *turn => {
-            bill::count(db, &told.intent, matches!(told.answered, Answered::Paid(_)))
-        }
-        Some(told) => turns::answered(db, told),
+    match told {
+        // The answer's own row would be written and taken away again here.
+        Some(told) if told.intent.turn == *turn => turns::answered_and_over(db, own, told),
+        Some(told) => turns::answered(db, own, told),
         None => Ok(()),
-    };
-    counted?;
+    }?;
     let death = match after {
         After::Dead(..) => Some(counts::death(*tally, entries, true)?),
         _ => None,

@@ -14,13 +14,13 @@ const SWEPT: i64 = 8;
 pub(super) enum There {
     /// An answer, as JSON.
     Answer(Vec<u8>),
-    /// Another process's claim, for so many microseconds at most.
+    /// A claim, for so many microseconds at most.
     Claim(u64),
     Nothing,
 }
 
 /// Looks under a key.
-pub(super) fn look(db: &Connection, own: i64, key: Id) -> rusqlite::Result<There> {
+pub(super) fn look(db: &Connection, key: Id) -> rusqlite::Result<There> {
     let now = now_us() as i64;
     let answer = db
         .prepare_cached("SELECT body FROM answers WHERE key = ?1 AND until_us > ?2")?
@@ -34,7 +34,7 @@ pub(super) fn look(db: &Connection, own: i64, key: Id) -> rusqlite::Result<There
         .query_row([key.to_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     match claim {
-        Some((holder, until_us)) if holder != own && until_us > now && is_member(db, holder)? => {
+        Some((holder, until_us)) if until_us > now && is_member(db, holder)? => {
             Ok(There::Claim((until_us - now).unsigned_abs()))
         }
         _ => Ok(There::Nothing),

@@ -18,7 +18,7 @@ use super::{
     bill,
     counts::{self, Moved},
     store::Store,
-    turns::{self, Asked, Found},
+    turns::{self, Found},
     untold::{self, Told},
 };
 use crate::{
@@ -58,7 +58,7 @@ impl Ledger for EmbeddedLedger {
         let take_up = move |db: &Connection| {
             let own = shared.membership.join(db)?;
             let (crashed, unsure) = turns::take_up(db, own, id)?;
-            Ok((turns::look(db, Asked { job: id, turn, own, call: None })?, crashed, unsure))
+            Ok((turns::look(db, id, turn, None)?, crashed, unsure))
         };
         let (found, crashed, unsure) = untold::write_after(&self.store, id, take_up).await?;
         Ok(TakenUp { known: known(found)?, crashed, unsure })
@@ -84,7 +84,8 @@ impl Ledger for EmbeddedLedger {
     fn answered(&self, intent: &Intent, answered: Answered) {
         let told = Told { intent: intent.clone(), answered };
         if matches!(told.answered, Answered::Unsent) {
-            self.store.write_unheard(move |db| turns::answered(db, &told));
+            let own = self.store.membership().token();
+            self.store.write_unheard(move |db| turns::answered(db, own, &told));
         } else {
             untold::tell(&self.store, told);
         }

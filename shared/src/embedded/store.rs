@@ -153,8 +153,9 @@ impl Store {
 
     /// Hands over what became of calls, with nothing to wait for any more.
     pub(super) fn keep_untold(&self) {
+        let own = self.shared.membership.token();
         for told in self.shared.untold.take_all() {
-            self.write_unheard(move |db| turns::answered(db, &told));
+            self.write_unheard(move |db| turns::answered(db, own, &told));
         }
     }
 

@@ -49,17 +49,6 @@ impl Found {
     }
 }
 
-/// A job's turn, and who asks for it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
-    pub(super) job: Id,
-    pub(super) turn: u64,
-    /// The process.
-    pub(super) own: i64,
-    /// The call that it is about to make, if it is.
-    pub(super) call: Option<Id>,
-}
-
 struct Open {
     turn: u64,
     call: [u8; 16],
@@ -93,9 +82,8 @@ fn floor(db: &Connection, job: Id) -> rusqlite::Result<i64> {
     Ok(floor.unwrap_or(0))
 }
 
-/// What is known of a turn.
-pub(super) fn look(db: &Connection, asked: Asked) -> rusqlite::Result<Found> {
-    let Asked { job, turn, own, call } = asked;
+/// What is known of a turn. To its own `maker` a call under way is no news.
+pub(super) fn look(db: &Connection, job: Id, turn: u64, maker: Option<i64>) -> rusqlite::Result<Found> {
     if floor(db, job)? > turn as i64 {
         return Ok(Found::Over);
     }
@@ -108,7 +96,7 @@ pub(super) fn look(db: &Connection, asked: Asked) -> rusqlite::Result<Found> {
     if open.answered {
         return Ok(Found::Answered(open.body));
     }
-    if open.holder == own || call.is_some_and(|call| call.to_bytes() == open.call) {
+    if maker == Some(open.holder) {
         return Ok(Found::Clear);
     }
     let left_us = open.until_us - now_us() as i64;
@@ -121,8 +109,7 @@ pub(super) fn look(db: &Connection, asked: Asked) -> rusqlite::Result<Found> {
 
 /// Records that a call is about to leave, unless what is known of its turn stands against it; `body` is its JSON.
 pub(super) fn depart(db: &Connection, own: i64, intent: &Intent, body: &[u8]) -> rusqlite::Result<Found> {
-    let asked = Asked { job: intent.job, turn: intent.turn, own, call: Some(intent.call) };
-    let found = look(db, asked)?;
+    let found = look(db, intent.job, intent.turn, Some(own))?;
     if matches!(found, Found::Clear) {
         let until_us = now_us().saturating_add(intent.lasts_ms.saturating_mul(1_000));
         write(db, intent, false, own, until_us.min(i64::MAX as u64) as i64, body)?;
@@ -154,14 +141,12 @@ fn write(
     .map(drop)
 }
 
-/// Keeps what became of a call, and puts it on the bill. Of two answers of a turn the first is kept; both are billed.
-pub(super) fn answered(db: &Connection, told: &Told) -> rusqlite::Result<()> {
+/// Keeps what became of a call of the process `own`, and puts it on the bill, once however often it is said. Of two answers
+/// of a turn the first is kept; both are billed.
+pub(super) fn answered(db: &Connection, own: i64, told: &Told) -> rusqlite::Result<()> {
     let Told { intent, answered } = told;
     let Answered::Paid(settlement) = answered else {
-        if matches!(answered, Answered::Free) {
-            bill::count(db, intent, false)?;
-        }
-        return take_back(db, intent);
+        return not_paid(db, own, told);
     };
     let open = open(db, intent.job)?.filter(|open| open.turn >= intent.turn);
     let first = open.as_ref().filter(|open| open.answered && open.turn == intent.turn);
@@ -170,7 +155,7 @@ pub(super) fn answered(db: &Connection, told: &Told) -> rusqlite::Result<()> {
     }
     bill::count(db, intent, true)?;
     if floor(db, intent.job)? > intent.turn as i64 {
-        return take_back(db, intent);
+        return take_back(db, own, intent).map(drop);
     }
     if first.is_some() || open.is_some_and(|open| open.turn > intent.turn) {
         return Ok(());
@@ -178,11 +163,31 @@ pub(super) fn answered(db: &Connection, told: &Told) -> rusqlite::Result<()> {
     write(db, intent, true, 0, 0, &json(settlement)?)
 }
 
-/// The call is not under way any more, and nothing follows from it.
-fn take_back(db: &Connection, intent: &Intent) -> rusqlite::Result<()> {
-    db.prepare_cached("DELETE FROM turns WHERE job = ?1 AND call = ?2 AND answered = 0")?
-        .execute([intent.job.to_bytes(), intent.call.to_bytes()])
-        .map(drop)
+/// The same for a call whose turn ends in this transaction: of its answer only the bill is left.
+pub(super) fn answered_and_over(db: &Connection, own: i64, told: &Told) -> rusqlite::Result<()> {
+    let Told { intent, answered } = told;
+    if !matches!(answered, Answered::Paid(_)) {
+        return not_paid(db, own, told);
+    }
+    let is_kept = db
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM turns WHERE job = ?1 AND call = ?2 AND answered)")?
+        .query_row([intent.job.to_bytes(), intent.call.to_bytes()], |row| row.get(0))?;
+    if is_kept { Ok(()) } else { bill::count(db, intent, true) }
+}
+
+fn not_paid(db: &Connection, own: i64, told: &Told) -> rusqlite::Result<()> {
+    if take_back(db, own, &told.intent)? && matches!(told.answered, Answered::Free) {
+        bill::count(db, &told.intent, false)?;
+    }
+    Ok(())
+}
+
+/// The call is not under way any more, and nothing follows from it; whether it was. Nobody takes back another one's.
+fn take_back(db: &Connection, own: i64, intent: &Intent) -> rusqlite::Result<bool> {
+    let taken = db
+        .prepare_cached("DELETE FROM turns WHERE job = ?1 AND call = ?2 AND answered = 0 AND holder = ?3")?
+        .execute(params![intent.job.to_bytes(), intent.call.to_bytes(), own])?;
+    Ok(taken > 0)
 }
 
 /// A turn is over. Whether that is news; of a death it is remembered what it counts as, as JSON.

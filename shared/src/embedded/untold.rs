@@ -88,8 +88,8 @@ pub(super) fn tell(store: &Arc<Store>, told: Told) {
 }
 
 fn keep(store: &Store, told: &Arc<Told>) {
-    let told = told.clone();
-    store.write_unheard(move |db| turns::answered(db, &told));
+    let (own, told) = (store.membership().token(), told.clone());
+    store.write_unheard(move |db| turns::answered(db, own, &told));
 }
 
 fn keep_after(store: &Arc<Store>, told: Arc<Told>, pause: Duration) {
@@ -106,7 +106,8 @@ fn keep_after(store: &Arc<Store>, told: Arc<Told>, pause: Duration) {
         let Some(store) = store.upgrade() else { return };
         if store.untold().take_this(&told) {
             // What failed was put back, and is tried again.
-            let _ = with(&store, Some(told), keep_first).await;
+            let own = store.membership().token();
+            let _ = with(&store, Some(told), move |db, told| keep_first(db, own, told)).await;
         }
     });
 }
@@ -133,16 +134,16 @@ pub(super) async fn write_after<T: Send + 'static>(
     job: Id,
     work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
 ) -> Result<T, StoreError> {
-    let told = store.untold().take(job);
+    let (own, told) = (store.membership().token(), store.untold().take(job));
     let first = move |db: &Connection, told: Option<&Told>| {
-        keep_first(db, told)?;
+        keep_first(db, own, told)?;
         work(db)
     };
     with(store, told, first).await
 }
 
-fn keep_first(db: &Connection, told: Option<&Told>) -> rusqlite::Result<()> {
-    told.map_or(Ok(()), |told| turns::answered(db, told))
+fn keep_first(db: &Connection, own: i64, told: Option<&Told>) -> rusqlite::Result<()> {
+    told.map_or(Ok(()), |told| turns::answered(db, own, told))
 }
 
 async fn with<T: Send + 'static>(
