@@ -261,14 +261,18 @@ fn record_path(args: &Args, config: &Config) -> anyhow::Result<PathBuf> {
     if let Some(path) = &args.record {
         return Ok(path.clone());
     }
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let folder = config.record_folder.clone().or_else(|| {
-        let state = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")))?;
-        Some(state.join("pixfleet/enqueue"))
-    });
-    let folder = folder
+    let folder = record_folder(config)
         .context("neither XDG_STATE_HOME nor HOME is set: say where the record is kept, --record FILE")?;
     Ok(folder.join(format!("{}.sqlite", args.batch)))
+}
+
+/// Where records are kept, by batch, where nobody says it.
+pub(crate) fn record_folder(config: &Config) -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    config.record_folder.clone().or_else(|| {
+        let state = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")))?;
+        Some(state.join("pixfleet/enqueue"))
+    })
 }
 
 fn priority(text: &str) -> Result<Priority, String> {

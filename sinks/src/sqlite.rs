@@ -138,12 +138,21 @@ fn prepare(db: &Connection) -> rusqlite::Result<u64> {
             "BEGIN IMMEDIATE;\n{SCHEMA}\nPRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; COMMIT;"
         ))?;
     }
-    let version: i32 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    if version == 1 {
-        db.execute_batch(&format!("BEGIN IMMEDIATE;\n{SINCE_1};\nPRAGMA user_version = {VERSION}; COMMIT;"))?;
+    if version(db)? == 1 {
+        db.execute_batch("BEGIN IMMEDIATE")?;
+        // Another process may have done it meanwhile.
+        if version(db)? == 1 {
+            db.execute_batch(SINCE_1)?;
+            db.pragma_update(None, "user_version", VERSION)?;
+        }
+        db.execute_batch("COMMIT")?;
     }
     let written: i64 = db.query_row("SELECT results FROM written", [], |row| row.get(0))?;
     Ok(written as u64)
+}
+
+fn version(db: &Connection) -> rusqlite::Result<i32> {
+    db.query_row("PRAGMA user_version", [], |row| row.get(0))
 }
 
 fn explain(path: &Path, error: rusqlite::Error) -> SinkError {
