@@ -247,6 +247,16 @@ impl Fleet {
         peak_memory(self.worker(number).process.id())
     }
 
+    /// A worker's process.
+    pub fn process(&self, number: usize) -> u32 {
+        self.worker(number).process.id()
+    }
+
+    /// Where a worker's admin pages are.
+    pub fn admin(&self, number: usize) -> &str {
+        &self.worker(number).admin
+    }
+
     /// A worker's log.
     pub fn log(&self, number: usize) -> String {
         std::fs::read_to_string(self.log_path(number)).unwrap_or_default()
