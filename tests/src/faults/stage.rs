@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    mem::discriminant,
     time::Duration,
 };
 
@@ -308,17 +309,9 @@ impl Stage {
         }
         let history = self.history(left).await;
         let logs = self.fleet.logs();
-        let mut problems: BTreeMap<String, usize> = BTreeMap::new();
-        let found = checker::check(&history);
-        for problem in found.iter().filter(|problem| !self.pardoned.iter().any(|pardons| pardons(problem))) {
-            *problems.entry(problem.to_string()).or_default() += 1;
-        }
-        let mut problems: Vec<String> = problems.into_keys().collect();
-        if problems.len() > 20 {
-            let more = problems.len() - 20;
-            problems.truncate(20);
-            problems.push(format!("and {more} more"));
-        }
+        let mut found = checker::check(&history);
+        found.retain(|problem| !self.pardoned.iter().any(|pardons| pardons(problem)));
+        let mut problems = summed_up(&found);
         problems.splice(0..0, self.problems);
         Report {
             name: self.name,
@@ -401,6 +394,20 @@ impl Stage {
     pub fn again(&self) -> String {
         again(self.name, self.plan)
     }
+}
+
+/// Every kind of problem, with a few examples.
+fn summed_up(found: &[Problem]) -> Vec<String> {
+    const EXAMPLES: usize = 3;
+    let alike = |a: &Problem, b: &Problem| discriminant(a) == discriminant(b);
+    let mut sentences = Vec::new();
+    for kind in found.chunk_by(alike) {
+        sentences.extend(kind.iter().take(EXAMPLES).map(ToString::to_string));
+        if kind.len() > EXAMPLES {
+            sentences.push(format!("and {} more like this", kind.len() - EXAMPLES));
+        }
+    }
+    sentences
 }
 
 fn unix_us() -> u64 {
