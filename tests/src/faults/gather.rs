@@ -50,7 +50,7 @@ pub async fn drained(vhost: &str) -> Vec<(String, u64, u64)> {
 }
 
 /// The queues that hold jobs: name, ready, unacked. Results and dead letters are to stay in theirs.
-async fn depths(vhost: &str) -> Vec<(String, u64, u64)> {
+pub async fn depths(vhost: &str) -> Vec<(String, u64, u64)> {
     let asked = ["-q", "-p", vhost, "list_queues", "name", "messages_ready", "messages_unacknowledged"];
     let listed = ctl(&asked).await;
     let text = String::from_utf8_lossy(&listed.stdout).into_owned();
