@@ -1,11 +1,16 @@
 //! What the API does: errors, silence, cuts, and answers that nobody can read.
 
+use std::time::Duration;
+
 use pixfleet_sandbox::{Faults, Settings};
+use rand::RngExt;
+use tokio::time::sleep;
 
 use super::{
     history::Policy,
     stage::{Plan, Report, Setting, Stage},
 };
+use crate::fault_proxy::Fault;
 
 /// One call in five goes wrong, in each of the ways that there are.
 fn stormy(seed: u64) -> Setting {
@@ -39,5 +44,29 @@ async fn played(name: &'static str, plan: Plan, setting: Setting) -> Report {
     let mut stage = Stage::set(name, plan, setting).await;
     stage.start_workers();
     stage.enqueue().await;
+    stage.end().await
+}
+
+/// Connections to the API are reset, cut in the middle of an answer, closed on one side, and fall silent.
+pub(super) async fn broken_connections_to_it(plan: Plan) -> Report {
+    let setting = Setting { proxied: true, total_ms: 2_000, ..Setting::lasting(plan, 8) };
+    let mut stage = Stage::set("broken_connections_to_it", plan, setting).await;
+    stage.start_workers();
+    stage.enqueue().await;
+    for round in 0..4 {
+        let moment = (stage.collector.count() + plan.jobs / 20).min(plan.jobs);
+        stage.results(moment).await;
+        stage.strike();
+        let bytes = stage.chance.random_range(0..300);
+        match round {
+            0 => stage.api.reset(),
+            1 => stage.api.half_close(),
+            2 => stage.api.set(Fault::CutAfter(bytes)),
+            _ => stage.api.set(Fault::SilentAfter(bytes)),
+        }
+        sleep(Duration::from_millis(400)).await;
+        stage.api.set(Fault::None);
+        stage.relent();
+    }
     stage.end().await
 }

@@ -50,7 +50,7 @@ pub async fn drained(vhost: &str) -> Vec<(String, u64, u64)> {
 }
 
 /// The queues that hold jobs: name, ready, unacked. Results and dead letters are to stay in theirs.
-async fn depths(vhost: &str) -> Vec<(String, u64, u64)> {
+pub async fn depths(vhost: &str) -> Vec<(String, u64, u64)> {
     let asked = ["-q", "-p", vhost, "list_queues", "name", "messages_ready", "messages_unacknowledged"];
     let listed = ctl(&asked).await;
     let text = String::from_utf8_lossy(&listed.stdout).into_owned();
@@ -100,6 +100,9 @@ pub async fn filed(fleet: &Fleet) -> Result<Vec<String>, String> {
     let ended = timeout(PATIENCE, ended).await.map_err(|_| "the sink did not end".to_owned())?;
     let ended = ended.map_err(|error| format!("the sink: {error}"))?;
     let said = String::from_utf8_lossy(&ended.stderr);
+    if !ended.status.success() {
+        return Err(format!("the sink ended with {}: {said}", ended.status));
+    }
     let rows = std::fs::read_to_string(&path).map_err(|error| format!("the sink's file: {error}\n{said}"))?;
     let id = |row: &str| {
         let row: serde_json::Value = serde_json::from_str(row).map_err(|error| format!("{error}: {row}"))?;

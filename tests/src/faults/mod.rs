@@ -11,6 +11,8 @@ pub mod stage;
 
 mod api;
 mod broker;
+mod messages;
+mod network;
 mod redis;
 mod workers;
 
@@ -57,10 +59,25 @@ scenarios! {
     broker::killed_in_mid_confirm alone,
     broker::stopped alone,
     broker::connections_closed,
+    broker::memory_alarm alone,
+    broker::disk_alarm alone,
+    broker::queue_deleted,
+    broker::ack_timeout alone,
+    broker::queues_full,
+    broker::topology_drift,
+    network::one_way_to_the_broker,
+    network::one_way_to_redis,
+    network::silent_broker_handshakes,
+    network::silent_redis_handshakes,
+    network::broken_connections,
     redis::restarted,
     redis::emptied,
+    redis::failed_over,
     api::storm,
     api::storm_resent_once,
+    api::broken_connections_to_it,
+    messages::hostile,
+    workers::taken_over,
 }
 
 /// Scenarios at the same time: each has half a dozen processes, and the machine may have two cores.

@@ -5,7 +5,11 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::stage::{Plan, Report, Setting, Stage};
-use crate::private_redis::PrivateRedis;
+use crate::{
+    fault_proxy::Fault,
+    private_redis::PrivateRedis,
+    redis_sets::{master_and_replica, promote},
+};
 
 /// A stage with a Redis of its own, that keeps its data as the documentation says.
 async fn with_own_redis(name: &'static str, plan: Plan) -> (Stage, PrivateRedis) {
@@ -45,5 +49,31 @@ pub(super) async fn emptied(plan: Plan) -> Report {
     stage.uncounted();
     let report = stage.end().await;
     drop(server);
+    report
+}
+
+/// The master dies, and its replica takes its place behind the same address.
+pub(super) async fn failed_over(plan: Plan) -> Report {
+    let (mut master, replica) = master_and_replica(&[]).await;
+    let mut stage = Stage::set("failed_over", plan, Setting::lasting(plan, 8)).await;
+    stage.ledger_url = master.url();
+    let proxy = stage.redis_by_proxy().await;
+    stage.start_workers();
+    stage.enqueue().await;
+    let moment = stage.moment(0.2..0.5);
+    stage.results(moment).await;
+    stage.strike();
+    // Whatever the master has answered has reached its replica by then: what is lost otherwise is asked of other scenarios.
+    proxy.set(Fault::Blackhole);
+    sleep(Duration::from_millis(500)).await;
+    master.kill();
+    promote(&replica).await;
+    proxy.lead_to(replica.port());
+    proxy.set(Fault::None);
+    proxy.reset();
+    stage.relent();
+    stage.ledger_url = replica.url();
+    let report = stage.end().await;
+    drop((proxy, replica));
     report
 }

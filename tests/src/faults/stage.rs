@@ -3,10 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    mem::discriminant,
     time::Duration,
 };
 
-use pixfleet_sandbox::{Judging, Latency, Rule, Settings};
+use pixfleet_sandbox::{Judging, Latency, Rule, Sandbox, Settings};
 use pixfleet_shared::{
     fleet::redis::{self, Redis},
     id::Id,
@@ -14,6 +15,7 @@ use pixfleet_shared::{
 };
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 use tokio::{
+    net::TcpListener,
     process::Command,
     time::{Instant, sleep},
 };
@@ -24,7 +26,10 @@ use super::{
     gather,
     history::{CallSeen, History, Policy, Wanted},
 };
-use crate::fleet::{Fleet, KEY, image_url, job};
+use crate::{
+    fault_proxy::FaultProxy,
+    fleet::{Fleet, KEY, image_url, job},
+};
 
 /// The batch of every scenario.
 pub const BATCH: &str = "b";
@@ -57,6 +62,10 @@ pub struct Setting {
     pub total_ms: u64,
     /// Jobs in hand of each worker.
     pub concurrency: usize,
+    /// The heartbeat with the broker, in seconds: a silent end is given up within two.
+    pub heartbeat_s: u16,
+    /// Whether calls go through a proxy.
+    pub proxied: bool,
     /// Further settings of the workers, as TOML.
     pub more: String,
 }
@@ -81,6 +90,8 @@ impl Default for Setting {
             rate: 5_000,
             total_ms: 5_000,
             concurrency: 32,
+            heartbeat_s: 5,
+            proxied: false,
             more: String::new(),
         }
     }
@@ -101,7 +112,7 @@ pub struct Report {
     pub notes: Vec<String>,
     /// From the first worker's start to the last result, in seconds.
     pub seconds: f64,
-    /// The workers' logs, where something is wrong.
+    /// The workers' logs.
     pub logs: String,
 }
 
@@ -109,6 +120,8 @@ pub struct Report {
 pub struct Stage {
     /// The fleet.
     pub fleet: Fleet,
+    /// The way to the API, where the setting leads through it.
+    pub api: FaultProxy,
     /// What the scenario is played with.
     pub plan: Plan,
     /// The choices left to chance.
@@ -145,17 +158,22 @@ impl Stage {
             total_ms = setting.total_ms,
         );
         let worker = format!(
-            "[log]\nfilter = \"info\"\n[rabbitmq]\nheartbeat_s = 5\n[worker]\nconcurrency = {}\n\
-             [worker.retry]\nbase_ms = 20\n{}",
-            setting.concurrency, setting.more
+            "[log]\nfilter = \"info\"\n[rabbitmq]\nheartbeat_s = {}\nconnect_timeout_ms = 2000\n\
+             [worker]\nconcurrency = {}\n[worker.retry]\nbase_ms = 20\n{}",
+            setting.heartbeat_s, setting.concurrency, setting.more
         );
-        let fleet = Fleet::start(sandbox, &provider, &worker).await;
+        let sandbox = Sandbox::start(TcpListener::bind("127.0.0.1:0").await.unwrap(), sandbox).unwrap();
+        let api = FaultProxy::start(sandbox.addr().port()).await;
+        let endpoint =
+            if setting.proxied { format!("http://127.0.0.1:{}", api.port()) } else { sandbox.url() };
+        let fleet = Fleet::behind(sandbox, &endpoint, &provider, &worker).await;
         let collector = Collector::start(&fleet.queue, "checker").await;
         Self {
             ledger_url: fleet.redis_url.clone(),
             fault_us: None,
             broker_url: fleet.rabbitmq_url.clone(),
             fleet,
+            api,
             plan,
             chance: Xoshiro256PlusPlus::seed_from_u64(plan.seed),
             collector,
@@ -243,6 +261,28 @@ impl Stage {
         }
     }
 
+    /// Puts jobs on the queue past the producer: of these images, as they are made from its job.
+    pub async fn put(&mut self, images: std::ops::Range<usize>, made: impl Fn(Job) -> Job) {
+        let jobs: Vec<Job> = images.map(|n| made(job(BATCH, n))).collect();
+        jobs.iter().for_each(|job| self.want_job(job));
+        self.fleet.queue.enqueue(jobs).await.unwrap();
+        self.uncounted();
+    }
+
+    /// A proxy that the workers that start from now on reach the broker through.
+    pub async fn broker_by_proxy(&mut self) -> FaultProxy {
+        let (proxy, url) = proxied(&self.broker_url).await;
+        self.fleet.rabbitmq_url = url;
+        proxy
+    }
+
+    /// A proxy that the workers that start from now on reach Redis through.
+    pub async fn redis_by_proxy(&mut self) -> FaultProxy {
+        let (proxy, url) = proxied(&self.ledger_url).await;
+        self.fleet.redis_url = url;
+        proxy
+    }
+
     /// The fault begins.
     pub fn strike(&mut self) {
         if self.collector.count() >= self.plan.jobs {
@@ -291,13 +331,46 @@ impl Stage {
         }
     }
 
+    /// Waits until each of these results has come.
+    pub async fn settled(&mut self, results: impl Iterator<Item = Id>) {
+        let mut missing: BTreeSet<Id> = results.collect();
+        let mut looked_at = 0;
+        loop {
+            for id in self.collector.ids_after(looked_at) {
+                looked_at += 1;
+                missing.remove(&id);
+            }
+            if missing.is_empty() {
+                return;
+            }
+            if !self.collector.more(SILENCE).await {
+                self.problems.push(format!("silence: {} results are missing", missing.len()));
+                return;
+            }
+        }
+    }
+
+    /// Waits until a worker's log says something; answers whether the worker has ended by then.
+    pub async fn said(&mut self, number: usize, text: &str) -> bool {
+        let deadline = Instant::now() + SILENCE;
+        loop {
+            let said = self.fleet.log(number).contains(text);
+            let ended = self.fleet.workers().contains(&number) && self.fleet.has_died(number);
+            if said || ended || Instant::now() > deadline {
+                if !said {
+                    self.problems.push(format!("worker {number} never said {text}"));
+                }
+                return ended;
+            }
+            sleep(LOOK).await;
+        }
+    }
+
     /// Lets the run end, and judges it.
     pub async fn end(mut self) -> Report {
-        let silent = self.all_answered().await;
+        let wanted: Vec<Id> = self.wanted.values().flat_map(|job| job.results.iter().copied()).collect();
+        self.settled(wanted.into_iter()).await;
         let seconds = self.began.elapsed().as_secs_f64();
-        if let Some(why) = silent {
-            self.problems.push(why);
-        }
         let vhost = gather::vhost(&self.broker_url).to_owned();
         let left = gather::drained(&vhost).await;
         for number in self.fleet.workers() {
@@ -308,48 +381,18 @@ impl Stage {
         }
         let history = self.history(left).await;
         let logs = self.fleet.logs();
-        let mut problems: BTreeMap<String, usize> = BTreeMap::new();
-        let found = checker::check(&history);
-        for problem in found.iter().filter(|problem| !self.pardoned.iter().any(|pardons| pardons(problem))) {
-            *problems.entry(problem.to_string()).or_default() += 1;
-        }
-        let mut problems: Vec<String> = problems.into_keys().collect();
-        if problems.len() > 20 {
-            let more = problems.len() - 20;
-            problems.truncate(20);
-            problems.push(format!("and {more} more"));
-        }
+        let mut found = checker::check(&history);
+        found.retain(|problem| !self.pardoned.iter().any(|pardons| pardons(problem)));
+        let mut problems = summed_up(&found);
         problems.splice(0..0, self.problems);
         Report {
             name: self.name,
             plan: self.plan,
             figures: checker::figures(&history),
-            logs: if problems.is_empty() { String::new() } else { logs },
+            logs,
             problems,
             notes: self.notes,
             seconds,
-        }
-    }
-
-    /// Waits for every result; answers what is missing where it is silent before that.
-    async fn all_answered(&mut self) -> Option<String> {
-        let wanted: BTreeSet<Id> = self.wanted.values().flat_map(|job| job.results.iter().copied()).collect();
-        let (mut missing, mut looked_at) = (wanted, 0);
-        loop {
-            for id in self.collector.ids_after(looked_at) {
-                looked_at += 1;
-                missing.remove(&id);
-            }
-            if missing.is_empty() {
-                return None;
-            }
-            if !self.collector.more(SILENCE).await {
-                let ended = gather::letters(&self.broker_url).await.unwrap_or_default().len();
-                return Some(format!(
-                    "silence: {} results are missing, and there are {ended} dead letters",
-                    missing.len()
-                ));
-            }
         }
     }
 
@@ -401,6 +444,29 @@ impl Stage {
     pub fn again(&self) -> String {
         again(self.name, self.plan)
     }
+}
+
+/// Every kind of problem, with a few examples.
+fn summed_up(found: &[Problem]) -> Vec<String> {
+    const EXAMPLES: usize = 3;
+    let alike = |a: &Problem, b: &Problem| discriminant(a) == discriminant(b);
+    let mut sentences = Vec::new();
+    for kind in found.chunk_by(alike) {
+        sentences.extend(kind.iter().take(EXAMPLES).map(ToString::to_string));
+        if kind.len() > EXAMPLES {
+            sentences.push(format!("and {} more like this", kind.len() - EXAMPLES));
+        }
+    }
+    sentences
+}
+
+/// A proxy to the server of `url`, and the URL that leads through it.
+async fn proxied(url: &str) -> (FaultProxy, String) {
+    let (before, rest) = url.rsplit_once(':').unwrap();
+    let (port, path) = rest.split_once('/').unwrap();
+    let proxy = FaultProxy::start(port.parse().unwrap()).await;
+    let url = format!("{before}:{}/{path}", proxy.port());
+    (proxy, url)
 }
 
 fn unix_us() -> u64 {

@@ -8,7 +8,7 @@ use pixfleet_shared::{
     result::Outcome,
 };
 use rand::{RngExt, seq::SliceRandom};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::stage::{BATCH, Plan, Report, Setting, Stage};
 use crate::fleet::job;
@@ -165,5 +165,37 @@ pub(super) async fn poison(plan: Plan) -> Report {
         stage.problems.push(format!("{:?}", one.seen));
     }
     stage.notes.push(format!("{deaths} workers died of it"));
+    stage.end().await
+}
+
+/// One worker has every job in hand and is killed; another one that waits has them at once.
+pub(super) async fn taken_over(plan: Plan) -> Report {
+    let jobs = plan.jobs.min(60);
+    let setting = Setting { concurrency: 64, ..slow(1_500) };
+    let mut stage = Stage::set("taken_over", Plan { jobs, ..plan }, setting).await;
+    let first = stage.fleet.start_worker();
+    stage.enqueue().await;
+    while stage.fleet.sandbox.bill().in_flight < jobs.min(20) as u64 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let second = stage.fleet.start_worker();
+    stage.fleet.ready(second).await;
+    stage.strike();
+    stage.fleet.kill(first);
+    let killed = Instant::now();
+    let ours = format!("w{second}");
+    while !stage.collector.arrived().iter().any(|one| one.worker.as_deref() == Some(&*ours)) {
+        assert!(
+            killed.elapsed() < Duration::from_secs(30),
+            "{}: nobody took over\n{}",
+            stage.again(),
+            stage.fleet.logs()
+        );
+        stage.collector.more(Duration::from_millis(100)).await;
+    }
+    stage.notes.push(format!(
+        "the other one's first result came {:.1} s after the kill",
+        killed.elapsed().as_secs_f64()
+    ));
     stage.end().await
 }
