@@ -175,7 +175,7 @@ pub struct Metrics {
     /// Times that this worker found an API down, and had the fleet leave it alone: `pixfleet_breaker_opened_total`. A probe
     /// that fails counts again.
     pub breaker_opened: Family<StackLabel, Counter>,
-    /// 1 while a hold-off keeps every call of the stack: `pixfleet_held_off`.
+    /// 1 while a hold-off, or a pause that somebody ordered, keeps every call of the stack: `pixfleet_held_off`.
     pub held_off: Family<StackLabel, Gauge>,
 }
 

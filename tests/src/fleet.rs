@@ -108,6 +108,11 @@ impl Fleet {
         }
     }
 
+    /// Writes other settings, with another endpoint, for the workers that start from now on.
+    pub fn settle(&self, endpoint: &str, provider: &str, worker: &str) {
+        settle(&self.folder, &self.sandbox, endpoint, provider, worker);
+    }
+
     /// A `pixfleet` command with this fleet's settings and servers.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(pixfleet());
