@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     conformance::ledger::{intent, job, mark},
     conformance::limiter::{a_hold_off_reaches_every_client, assert_never_above, greedy, per_second, slots},
+    conformance::process::Process,
     servers::fresh_name,
 };
 
@@ -32,6 +33,14 @@ pub async fn fleet(config: &Config, size: usize) -> Vec<Redis> {
         engine.ready(PATIENCE).await.unwrap();
     }
     fleet
+}
+
+/// The processes as the suites of ledger, answers and batches have them.
+pub fn processes(fleet: Vec<Redis>) -> Vec<Process> {
+    let process = |engine: Redis| {
+        Process::new(engine.ledger(), engine.answers(), engine.batches(), || async move { drop(engine) })
+    };
+    fleet.into_iter().map(process).collect()
 }
 
 /// Their limiters.

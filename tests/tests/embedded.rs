@@ -1,4 +1,4 @@
-//! The state file: the conformance suites of all three seams, and what only a file can meet with.
+//! The state file: the conformance suites of all seams, and what only a file can meet with.
 //!
 //! A fleet is several opened stores of one file, as several processes have them.
 
@@ -12,13 +12,13 @@ use std::{
 
 use pixfleet_shared::{
     embedded::Embedded,
-    ledger::Ledger,
     limiter::{HoldOff, Limit, Order, Quota, RateLimiter, Reservation},
     queue::{Filter, From, Queue, Subscription},
     result::Announcement,
 };
 use pixfleet_tests::conformance::{
     limiter::{self as limiters, assert_never_above, greedy, per_second, slots},
+    process::Process,
     queue::job,
 };
 use tempfile::TempDir;
@@ -55,15 +55,53 @@ async fn four_limiters() -> (Vec<Arc<dyn RateLimiter>>, (TempDir, Vec<Embedded>)
     (engines.iter().map(Embedded::limiter).collect(), (folder, engines))
 }
 
-async fn three_ledgers() -> (Vec<Arc<dyn Ledger>>, (TempDir, Vec<Embedded>)) {
+async fn three_processes() -> Vec<Process> {
     let (folder, path) = state();
-    let engines = fleet(&path, 3).await;
-    (engines.iter().map(Embedded::ledger).collect(), (folder, engines))
+    let folder = Arc::new(folder);
+    let process = |engine: Embedded| {
+        let folder = folder.clone();
+        Process::new(engine.ledger(), engine.answers(), engine.batches(), move || async move {
+            killed(&engine).await;
+            engine.close().await;
+            drop(folder);
+        })
+    };
+    fleet(&path, 3).await.into_iter().map(process).collect()
+}
+
+/// What a process leaves behind that is killed: all that it holds in the file is a dead one's.
+async fn killed(engine: &Embedded) {
+    let token = engine.store().token();
+    let left = engine.store().write(move |db| {
+        let dead = token - 1;
+        // The same process with another start: its number was given to somebody else.
+        db.execute(
+            "INSERT INTO processes (token, identity, until_us)
+             SELECT ?2, identity || '0', until_us FROM processes WHERE token = ?1",
+            [token, dead],
+        )?;
+        for table in ["turns", "taken", "claims", "shares", "jobs"] {
+            db.execute(&format!("UPDATE {table} SET holder = ?2 WHERE holder = ?1"), [token, dead])?;
+        }
+        Ok(())
+    });
+    left.await.unwrap();
 }
 
 pixfleet_tests::queue_conforms!(queue);
 pixfleet_tests::limiter_conforms!(four_limiters);
-pixfleet_tests::ledger_conforms!(three_ledgers);
+
+mod ledger {
+    pixfleet_tests::ledger_conforms!(super::three_processes);
+}
+
+mod answers {
+    pixfleet_tests::answers_conform!(super::three_processes);
+}
+
+mod batches {
+    pixfleet_tests::batches_conform!(super::three_processes);
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_are_lent_to_one_process_at_a_time_and_those_of_one_that_closed_go_to_the_others() {

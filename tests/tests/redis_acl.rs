@@ -5,9 +5,9 @@ use pixfleet_shared::fleet::redis::Config;
 use pixfleet_tests::{
     conformance,
     private_redis::PrivateRedis,
-    redis_fleet::{clients, config, everything_works, fleet, limiters},
+    redis_fleet::{clients, config, everything_works, fleet, limiters, processes},
     redis_sets::{Cluster, Sentinels, master_and_replica},
-    servers::{fresh_name, repository},
+    servers::repository,
 };
 
 const PASSWORD: &str = "of-the-fleet";
@@ -34,15 +34,20 @@ async fn the_rights_of_the_page_are_enough_for_the_limiter_and_the_ledger() {
     everything_works(&config).await;
     let engines = fleet(&config, 2).await;
     let limiters = limiters(&engines);
-    let fleet = clients(&limiters);
-    conformance::limiter::no_window_holds_more_than_its_calls("test", &fleet).await;
-    conformance::limiter::what_is_booked_after_a_late_call_makes_room("test", &fleet).await;
-    conformance::limiter::a_shorter_hold_off_never_ends_a_longer_one("test", &fleet).await;
+    let clients = clients(&limiters);
+    conformance::limiter::no_window_holds_more_than_its_calls("test", &clients).await;
+    conformance::limiter::what_is_booked_after_a_late_call_makes_room("test", &clients).await;
+    conformance::limiter::a_shorter_hold_off_never_ends_a_longer_one("test", &clients).await;
     let () = server.ask("SCRIPT FLUSH").await;
-    conformance::limiter::stacks_are_independent("test", fleet[0]).await;
-    let ledgers: Vec<_> = engines.iter().map(|engine| engine.ledger()).collect();
-    let ledgers: Vec<_> = ledgers.iter().map(|ledger| &**ledger).collect();
-    conformance::ledger::a_settled_job_is_known_to_every_client(&fresh_name("acl"), &ledgers).await;
+    conformance::limiter::stacks_are_independent("test", clients[0]).await;
+    let three = async || {
+        let config = as_user(&server.url());
+        let () = server.ask(&rights(&config.namespace)).await;
+        processes(fleet(&config, 3).await)
+    };
+    pixfleet_tests::ledger_conforms!(in turn three());
+    pixfleet_tests::answers_conform!(in turn three());
+    pixfleet_tests::batches_conform!(in turn three());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,42 +1,197 @@
-//! Every statement about the counts of a batch. They change in the transaction of what they count, so that a look at
-//! a batch of a million jobs costs as much as one at a batch of ten.
+//! Every statement that changes the counts of a batch. They change in the transaction of what they count, so that a look
+//! at a batch of a million jobs costs as much as one at a batch of ten.
 
 use std::collections::BTreeMap;
 
 use rusqlite::{Connection, params};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::{
+    log::Entry,
+    process::now_us,
+    standing,
+    turns::{json, of_json},
+};
 use crate::{
-    batch::{BatchEvent, BatchState},
+    batch::{BatchEvent, BatchState, Tally},
+    batches::{Expected, Progress},
     result::{ImageResult, Outcome},
 };
 
+/// Jobs were put in.
 pub(super) fn put(db: &Connection, batch: &str, jobs: i64, results: i64) -> rusqlite::Result<()> {
     db.prepare_cached(
-        "INSERT INTO batches (batch, jobs, results) VALUES (?1, ?2, ?3)
-         ON CONFLICT (batch) DO UPDATE SET jobs = jobs + excluded.jobs, results = results + excluded.results",
+        "INSERT INTO batches (batch, opened_us, jobs, results) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (batch) DO UPDATE SET
+           jobs = jobs + excluded.jobs, results = results + excluded.results, ending = 0",
     )?
-    .execute(params![batch, jobs, results])
+    .execute(params![batch, now_us() as i64, jobs, results])
     .map(drop)
 }
 
-pub(super) fn ended(db: &Connection, batch: &str) -> rusqlite::Result<()> {
-    db.prepare_cached("UPDATE batches SET ended = ended + 1 WHERE batch = ?1")?.execute([batch]).map(drop)
+/// What a settlement moves.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Moved {
+    /// A job was completed.
+    pub(super) ended: bool,
+    /// A job became a dead letter.
+    pub(super) dead: bool,
+    pub(super) tally: Tally,
 }
 
-pub(super) fn buried(db: &Connection, batch: &str) -> rusqlite::Result<()> {
-    db.prepare_cached("UPDATE batches SET dead = dead + 1 WHERE batch = ?1")?.execute([batch]).map(drop)
+impl Moved {
+    pub(super) fn is_nothing(&self) -> bool {
+        !self.ended && !self.dead && self.tally == Tally::default()
+    }
 }
 
-pub(super) fn announced(db: &Connection, event: &BatchEvent) -> rusqlite::Result<()> {
+/// Counts what a settlement moves; the batch, where it is complete by that. The process `own` tells of it.
+pub(super) fn moved(
+    db: &Connection,
+    own: i64,
+    batch: &str,
+    moved: &Moved,
+) -> rusqlite::Result<Option<Progress>> {
+    let Moved { ended, dead, tally } = moved;
+    let is_complete = db
+        .prepare_cached(
+            "INSERT INTO batches (batch, opened_us, ended, dead, ok_results, cached_results, rejected_results,
+               dead_results, cancelled_results, ambiguous_results)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+             ON CONFLICT (batch) DO UPDATE SET
+               ended = ended + excluded.ended, dead = dead + excluded.dead,
+               ok_results = ok_results + excluded.ok_results,
+               cached_results = cached_results + excluded.cached_results,
+               rejected_results = rejected_results + excluded.rejected_results,
+               dead_results = dead_results + excluded.dead_results,
+               cancelled_results = cancelled_results + excluded.cancelled_results,
+               ambiguous_results = ambiguous_results + excluded.ambiguous_results
+             RETURNING closed AND ending = 0 AND max(results, said_results) > 0 AND
+               ok_results + cached_results + rejected_results + dead_results + cancelled_results + ambiguous_results
+                 >= max(results, said_results)",
+        )?
+        .query_row(
+            params![
+                batch,
+                now_us() as i64,
+                ended,
+                dead,
+                tally.ok as i64,
+                tally.cached as i64,
+                tally.rejected as i64,
+                tally.dead as i64,
+                tally.cancelled as i64,
+                tally.ambiguous as i64,
+            ],
+            |row| row.get(0),
+        )?;
+    if is_complete { standing::complete(db, own, batch) } else { Ok(None) }
+}
+
+/// Keeps what a producer says of its batch; the batch, where it is complete by that.
+pub(super) fn expect(db: &Connection, own: i64, said: &Expected) -> rusqlite::Result<Option<Progress>> {
     db.prepare_cached(
-        "INSERT INTO batches (batch, closed) VALUES (?1, ?2) ON CONFLICT (batch) DO UPDATE SET closed = excluded.closed",
+        "INSERT INTO batches (batch, opened_us, said_jobs, said_results, closed) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (batch) DO UPDATE SET
+           said_jobs = max(said_jobs, excluded.said_jobs), said_results = max(said_results, excluded.said_results),
+           closed = max(closed, excluded.closed)",
     )?
-    .execute(params![event.batch.as_str(), event.state == BatchState::Closed])
-    .map(drop)
+    .execute(params![
+        said.batch.as_str(),
+        now_us() as i64,
+        said.jobs as i64,
+        said.results as i64,
+        said.closed
+    ])?;
+    moved(db, own, said.batch.as_str(), &Moved::default())
 }
 
-pub(super) fn result(db: &Connection, result: &ImageResult) -> rusqlite::Result<()> {
+/// Keeps what was announced of a batch; the batch, where it is complete by that.
+pub(super) fn announced(db: &Connection, own: i64, event: &BatchEvent) -> rusqlite::Result<Option<Progress>> {
+    let batch = event.batch.as_str();
+    if event.state == BatchState::Complete {
+        standing::told(db, batch)?;
+        return Ok(None);
+    }
+    db.prepare_cached(
+        "INSERT INTO batches (batch, opened_us, closed) VALUES (?1, ?2, ?3)
+         ON CONFLICT (batch) DO UPDATE SET closed = excluded.closed",
+    )?
+    .execute(params![batch, now_us() as i64, event.state == BatchState::Closed])?;
+    moved(db, own, batch, &Moved::default())
+}
+
+/// What a death counts as: what its replay takes back. Answers stay: the dead letter asks for them no more.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Death {
+    /// Jobs among the dead letters.
+    letters: u64,
+    tally: Tally,
+    /// Outcome, reason, results.
+    outcomes: Vec<(String, String, u64)>,
+}
+
+/// What a death counts as, to be remembered: results as `tally`, and as `entries`, where they are in the log.
+pub(super) fn death(tally: Tally, entries: &[Entry], letter: bool) -> rusqlite::Result<String> {
+    let mut outcomes = BTreeMap::new();
+    for result in entries.iter().filter_map(Entry::result).filter(|result| result.outcome != Outcome::Ok) {
+        *outcomes.entry((result.outcome.as_str().to_owned(), reason(result))).or_default() += 1;
+    }
+    let outcomes =
+        outcomes.into_iter().map(|((outcome, reason), results)| (outcome, reason, results)).collect();
+    let death = Death { letters: letter.into(), tally: Tally { ok: 0, cached: 0, ..tally }, outcomes };
+    Ok(String::from_utf8_lossy(&json(&death)?).into_owned())
+}
+
+/// Takes back what a death counted as: its job is sent again.
+pub(super) fn reopened(db: &Connection, batch: &str, death: &str) -> rusqlite::Result<()> {
+    let Death { letters, tally, outcomes } = of_json(death.as_bytes())?;
+    db.prepare_cached(
+        "UPDATE batches SET
+           dead = max(dead - ?2, 0), rejected_results = max(rejected_results - ?3, 0),
+           dead_results = max(dead_results - ?4, 0), cancelled_results = max(cancelled_results - ?5, 0),
+           ambiguous_results = max(ambiguous_results - ?6, 0), ending = 0
+         WHERE batch = ?1",
+    )?
+    .execute(params![
+        batch,
+        letters as i64,
+        tally.rejected as i64,
+        tally.dead as i64,
+        tally.cancelled as i64,
+        tally.ambiguous as i64
+    ])?;
+    for (outcome, reason, results) in outcomes {
+        let left: i64 = db
+            .prepare_cached(
+                "UPDATE outcomes SET results = results - ?4 WHERE batch = ?1 AND outcome = ?2 AND reason = ?3
+                 RETURNING results",
+            )?
+            .query_row(params![batch, outcome, reason, results as i64], |row| row.get(0))?;
+        if left <= 0 {
+            db.prepare_cached("DELETE FROM outcomes WHERE batch = ?1 AND outcome = ?2 AND reason = ?3")?
+                .execute(params![batch, outcome, reason])?;
+        }
+    }
+    Ok(())
+}
+
+/// Counts results by outcome and reason, and the calls behind them.
+pub(super) fn results(db: &Connection, entries: &[Entry]) -> rusqlite::Result<()> {
+    let mut counted = None;
+    for of in entries.iter().filter_map(Entry::result) {
+        result(db, of)?;
+        // The models of one call share it.
+        let own = of.call.as_ref().map(|call| call.id);
+        if own.is_some() && own != counted {
+            call(db, of)?;
+            counted = own;
+        }
+    }
+    Ok(())
+}
+
+fn result(db: &Connection, result: &ImageResult) -> rusqlite::Result<()> {
     let example = result.failure.as_ref().map_or("", |failure| &failure.message);
     db.prepare_cached(
         "INSERT INTO outcomes (batch, outcome, reason, results, example) VALUES (?1, ?2, ?3, 1, ?4)
@@ -57,7 +212,7 @@ fn reason(result: &ImageResult) -> String {
     }
 }
 
-pub(super) fn call(db: &Connection, result: &ImageResult) -> rusqlite::Result<()> {
+fn call(db: &Connection, result: &ImageResult) -> rusqlite::Result<()> {
     let Some(call) = &result.call else {
         return Ok(());
     };
@@ -80,154 +235,4 @@ pub(super) fn call(db: &Connection, result: &ImageResult) -> rusqlite::Result<()
         call.limit_per_s,
     ])
     .map(drop)
-}
-
-/// Where a batch stands.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct BatchCounts {
-    /// Its name.
-    pub batch: String,
-    /// Jobs put in.
-    pub jobs: u64,
-    /// Results that they promise.
-    pub expected: u64,
-    /// Jobs completed.
-    pub ended: u64,
-    /// Jobs that are dead letters.
-    pub dead_letters: u64,
-    /// Whether its enqueue put in all that it had.
-    pub closed: bool,
-    /// Results by outcome.
-    pub results: BTreeMap<&'static str, u64>,
-    /// Results without an answer, by reason.
-    pub failures: Vec<FailureCount>,
-    /// Calls behind the results, by provider.
-    pub calls: Vec<CallCounts>,
-}
-
-/// Results that failed for one reason.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct FailureCount {
-    /// `rejected` or `dead`.
-    pub outcome: &'static str,
-    /// The class of the failure, and the HTTP status where one came: `rejected (422)`.
-    pub reason: String,
-    /// How many.
-    pub results: u64,
-    /// What was said of the first of them.
-    pub example: String,
-}
-
-/// The calls that settled a batch's results, at one provider.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct CallCounts {
-    /// The provider.
-    pub provider: String,
-    /// How many.
-    pub calls: u64,
-    /// The first departure, in microseconds since 1970.
-    pub first_us: i64,
-    /// The last departure, in microseconds since 1970.
-    pub last_us: i64,
-    /// From departure to answer, in microseconds, in sum.
-    pub duration_us: u64,
-    /// What they cost, in the provider's units.
-    pub cost: f64,
-    /// "Over the limit" answers that the jobs met.
-    pub throttled: u64,
-    /// The binding limit when they left, calls per second; the highest, if it changed.
-    pub limit_per_s: Option<f64>,
-}
-
-impl FailureCount {
-    /// How many, and why, in a few words: `12 rejected (422)`, `3 dead: transient (500)`.
-    pub fn in_words(&self) -> String {
-        let Self { outcome, reason, results, .. } = self;
-        // The class often is the outcome's own word.
-        match reason.strip_prefix(outcome) {
-            Some(status) => format!("{results} {outcome}{status}"),
-            None => format!("{results} {outcome}: {reason}"),
-        }
-    }
-}
-
-impl BatchCounts {
-    /// Results that are there.
-    pub fn seen(&self) -> u64 {
-        self.results.values().sum()
-    }
-
-    /// Results of this outcome.
-    pub fn of(&self, outcome: Outcome) -> u64 {
-        self.results.get(outcome.as_str()).copied().unwrap_or(0)
-    }
-
-    /// Whether everything that was promised is there, and no more is to come.
-    pub fn complete(&self) -> bool {
-        self.closed && self.ended + self.dead_letters >= self.jobs
-    }
-}
-
-/// The counts of `batch`, or of all.
-pub(super) fn read(db: &Connection, batch: Option<&str>) -> rusqlite::Result<Vec<BatchCounts>> {
-    let mut query = db.prepare_cached(
-        "SELECT batch, jobs, results, ended, dead, closed FROM batches WHERE ?1 IS NULL OR batch = ?1 ORDER BY batch",
-    )?;
-    let rows = query.query_map([batch], |row| {
-        Ok(BatchCounts {
-            batch: row.get(0)?,
-            jobs: row.get::<_, i64>(1)?.unsigned_abs(),
-            expected: row.get::<_, i64>(2)?.unsigned_abs(),
-            ended: row.get::<_, i64>(3)?.unsigned_abs(),
-            dead_letters: row.get::<_, i64>(4)?.unsigned_abs(),
-            closed: row.get(5)?,
-            ..BatchCounts::default()
-        })
-    })?;
-    let mut batches: Vec<BatchCounts> = rows.collect::<Result<_, _>>()?;
-    for counts in &mut batches {
-        outcomes(db, counts)?;
-        counts.calls = calls(db, &counts.batch)?;
-    }
-    Ok(batches)
-}
-
-fn outcomes(db: &Connection, counts: &mut BatchCounts) -> rusqlite::Result<()> {
-    let mut query = db.prepare_cached(
-        "SELECT outcome, reason, results, example FROM outcomes WHERE batch = ?1 ORDER BY results DESC",
-    )?;
-    let mut rows = query.query([&counts.batch])?;
-    while let Some(row) = rows.next()? {
-        let word: String = row.get(0)?;
-        let Some(outcome) = Outcome::ALL.into_iter().find(|outcome| outcome.as_str() == word) else {
-            continue;
-        };
-        let results = row.get::<_, i64>(2)?.unsigned_abs();
-        *counts.results.entry(outcome.as_str()).or_default() += results;
-        if outcome != Outcome::Ok {
-            let (reason, example) = (row.get(1)?, row.get(3)?);
-            counts.failures.push(FailureCount { outcome: outcome.as_str(), reason, results, example });
-        }
-    }
-    Ok(())
-}
-
-fn calls(db: &Connection, batch: &str) -> rusqlite::Result<Vec<CallCounts>> {
-    let mut query = db.prepare_cached(
-        "SELECT provider, calls, first_us, last_us, duration_us, cost_nano, throttled, limit_per_s FROM calls
-         WHERE batch = ?1 ORDER BY provider",
-    )?;
-    let rows = query.query_map([batch], |row| {
-        Ok(CallCounts {
-            provider: row.get(0)?,
-            calls: row.get::<_, i64>(1)?.unsigned_abs(),
-            first_us: row.get(2)?,
-            last_us: row.get(3)?,
-            duration_us: row.get::<_, i64>(4)?.unsigned_abs(),
-            cost: row.get::<_, i64>(5)? as f64 / 1e9,
-            throttled: row.get::<_, i64>(6)?.unsigned_abs(),
-            limit_per_s: row.get(7)?,
-        })
-    })?;
-    rows.collect()
 }

@@ -13,9 +13,10 @@ use super::trouble::StoreError;
 /// The mark of pixfleet's files in SQLite's header: "pxft".
 const APPLICATION_ID: i64 = 0x7078_6674;
 /// The format that this build writes and reads.
-const FORMAT: i64 = 2;
+const FORMAT: i64 = 3;
 /// Each format's tables, over those of the one before: a new file goes through all of them.
-const FORMATS: [&str; FORMAT as usize] = [include_str!("schema.sql"), include_str!("format-2.sql")];
+const FORMATS: [&str; FORMAT as usize] =
+    [include_str!("schema.sql"), include_str!("format-2.sql"), include_str!("format-3.sql")];
 
 /// Page caches in KiB. What is written moves along the ends of the tables, so that little of them is needed; only the
 /// ledger is looked up at random.
@@ -167,7 +168,7 @@ mod tests {
         let path = folder.path().join("state");
         open(&path, Use::Write).unwrap().pragma_update(None, "user_version", 7).unwrap();
         let refused = open(&path, Use::Write).unwrap_err().to_string();
-        assert!(refused.contains("format 7") && refused.contains("reads 2"), "{refused}");
+        assert!(refused.contains("format 7") && refused.contains("reads 3"), "{refused}");
     }
 
     #[test]

@@ -177,7 +177,7 @@ impl Pump {
         match Job::from_message(&lent.message) {
             Ok(job) => {
                 let settle = EmbeddedSettle::new(self.store.clone(), lent.seq, &job);
-                Some(Delivery::new(job, false, Box::new(settle)))
+                Some(Delivery::new(job, lent.again, Box::new(settle)))
             }
             Err(why) => {
                 error!(job.seq = lent.seq, %why, "a row of the state file is no job; it is left where it is");

@@ -1,18 +1,27 @@
-//! The ledger on the state file. A delivery that is completed is marked in the transaction that settles it, so what
-//! is asked here is mostly known already; a look does not wait for the writer.
+//! The ledger on the state file.
+//!
+//! An intent is on the disk before its call leaves: a process that is killed leaves it behind, and so does a machine
+//! that loses its power. That is one more write for each call, and no more syncs for it where the file is busy: intents,
+//! settlements and whatever else waits share a commit, so throughput is bound by commits, not by calls. How a turn ends is
+//! kept by the transaction that settles it, and mostly what became of its call, too (see `untold`).
+//!
+//! Nothing is taken out of it by time. What is over is kept as long as the file, which is as long as its batches.
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use jiff::civil::Date;
-use rusqlite::{Connection, params};
-use tokio::sync::watch;
+use rusqlite::Connection;
+use tokio::time::timeout;
 
-use super::{process::now_us, store::Store};
+use super::{
+    bill,
+    counts::{self, Moved},
+    store::Store,
+    turns::{self, Found},
+    untold::{self, Told},
+};
 use crate::{
-    answers::{Answers, Kept, Recalled},
-    batch::BatchName,
-    batches::{Batches, Expected, Held, Hold, Progress},
     id::Id,
     job::Job,
     ledger::{
@@ -21,7 +30,10 @@ use crate::{
     },
 };
 
-/// Settled jobs, for as long as the file is kept: about 30 bytes each.
+/// The longest wait for what was said to be stored.
+const FLUSH: Duration = Duration::from_secs(10);
+
+/// What is known of each call.
 pub struct EmbeddedLedger {
     store: Arc<Store>,
 }
@@ -30,108 +42,112 @@ impl EmbeddedLedger {
     pub(super) fn new(store: Arc<Store>) -> Self {
         Self { store }
     }
+}
 
-    async fn known(&self, job: Id) -> Result<Known, LedgerError> {
-        let marked = self.store.read(move |db| is_marked(db, job)).await?;
-        Ok(if marked { Known::Over } else { Known::Clear })
-    }
+/// What was found, as the seam says it.
+fn known(found: Found) -> Result<Known, LedgerError> {
+    found
+        .known()
+        .map_err(|error| LedgerError::Away(format!("the state file's ledger can't be read: {error}")))
 }
 
 #[async_trait]
 impl Ledger for EmbeddedLedger {
-    fn settled(&self, mark: Mark) {
-        if mark.end == End::Done {
-            self.store.write_unheard(move |db| self::mark(db, mark.job));
+    async fn take_up(&self, job: &Job) -> Result<TakenUp, LedgerError> {
+        let (shared, id, turn) = (self.store.shared(), job.id, job.turn());
+        let take_up = move |db: &Connection| {
+            let own = shared.membership.join(db)?;
+            let (crashed, unsure) = turns::take_up(db, own, id)?;
+            Ok((turns::look(db, id, turn, None)?, crashed, unsure))
+        };
+        let (found, crashed, unsure) = untold::write_after(&self.store, id, take_up).await?;
+        Ok(TakenUp { known: known(found)?, crashed, unsure })
+    }
+
+    fn let_go(&self, job: &Job) {
+        let (own, id) = (self.store.membership().token(), job.id);
+        self.store.write_unheard(move |db| turns::let_go(db, own, id));
+    }
+
+    async fn depart(&self, intent: &Intent) -> Result<Known, LedgerError> {
+        let (shared, job, intent) = (self.store.shared(), intent.job, intent.clone());
+        // Made before anybody waits for it.
+        let body = serde_json::to_vec(&intent)
+            .map_err(|error| LedgerError::Away(format!("an intent can't be written: {error}")))?;
+        let depart = move |db: &Connection| {
+            let own = shared.membership.join(db)?;
+            turns::depart(db, own, &intent, &body)
+        };
+        known(untold::write_after(&self.store, job, depart).await?)
+    }
+
+    fn answered(&self, intent: &Intent, answered: Answered) {
+        let told = Told { intent: intent.clone(), answered };
+        if matches!(told.answered, Answered::Unsent) {
+            let own = self.store.membership().token();
+            self.store.write_unheard(move |db| turns::answered(db, own, &told));
+        } else {
+            untold::tell(&self.store, told);
         }
     }
 
-    async fn take_up(&self, job: &Job) -> Result<TakenUp, LedgerError> {
-        Ok(TakenUp { known: self.known(job.id).await?, crashed: 0, unsure: 0 })
+    fn lost(&self, intent: &Intent, then: Lost) {
+        let intent = intent.clone();
+        self.store.write_unheard(move |db| bill::note(db, &intent, then));
     }
 
-    fn let_go(&self, _job: &Job) {}
-
-    async fn depart(&self, intent: &Intent) -> Result<Known, LedgerError> {
-        self.known(intent.job).await
+    fn settled(&self, mark: Mark) {
+        // Mostly the settlement has kept it.
+        if self.store.untold().take_end(mark.job, mark.turn) {
+            return;
+        }
+        let shared = self.store.shared();
+        self.store.write_unheard(move |db| {
+            let Mark { job, batch, turn, tally, end } = mark;
+            let death = if end == End::Dead { Some(counts::death(tally, &[], false)?) } else { None };
+            if turns::end(db, job, turn, end, death.as_deref())? {
+                let moved = Moved { tally, ..Moved::default() };
+                let complete = counts::moved(db, shared.membership.token(), batch.as_str(), &moved)?;
+                complete.into_iter().for_each(|batch| shared.completed.push(batch));
+            }
+            Ok(())
+        });
     }
 
-    fn answered(&self, _intent: &Intent, _answered: Answered) {}
-
-    fn lost(&self, _intent: &Intent, _then: Lost) {}
-
-    async fn reopen(&self, _job: &Job) -> Result<bool, LedgerError> {
-        Ok(true)
+    async fn reopen(&self, job: &Job) -> Result<bool, LedgerError> {
+        let job = job.clone();
+        Ok(self.store.write(move |db| open_again(db, &job)).await?)
     }
 
-    async fn flush(&self) {}
+    async fn flush(&self) {
+        self.store.keep_untold();
+        // One writer does everything in its order.
+        let _ = timeout(FLUSH, self.store.write(|_| Ok(()))).await;
+    }
 
     async fn days(&self) -> Result<Vec<Date>, LedgerError> {
-        Ok(Vec::new())
+        Ok(self.store.read(bill::days).await?)
     }
 
-    async fn unanswered(&self, _day: Date) -> Result<Vec<Unanswered>, LedgerError> {
-        Ok(Vec::new())
+    async fn unanswered(&self, day: Date) -> Result<Vec<Unanswered>, LedgerError> {
+        Ok(self.store.read(move |db| bill::unanswered(db, day)).await?)
     }
 
-    async fn resolve(&self, _day: Date, _call: Id, _resolution: &Resolution) -> Result<bool, LedgerError> {
-        Ok(false)
+    async fn resolve(&self, day: Date, call: Id, resolution: &Resolution) -> Result<bool, LedgerError> {
+        let resolution = resolution.clone();
+        Ok(self.store.write(move |db| bill::resolve(db, day, call, &resolution)).await?)
     }
 
-    async fn bill(&self, _day: Date) -> Result<Vec<BillLine>, LedgerError> {
-        Ok(Vec::new())
-    }
-}
-
-#[async_trait]
-impl Answers for EmbeddedLedger {
-    async fn recall(&self, keys: &[Id], _claim_for: Duration) -> Result<Vec<Recalled>, LedgerError> {
-        Ok(keys.iter().map(|_| Recalled::Claimed).collect())
-    }
-
-    fn keep(&self, _key: Id, _kept: Kept, _ttl: Duration) {}
-
-    fn give_up(&self, _key: Id) {}
-}
-
-#[async_trait]
-impl Batches for EmbeddedLedger {
-    async fn expect(&self, _expected: &Expected) -> Result<(), LedgerError> {
-        Ok(())
-    }
-
-    fn held(&self, _batch: &BatchName) -> Option<Hold> {
-        None
-    }
-
-    fn changes(&self) -> watch::Receiver<u64> {
-        watch::channel(0).1
-    }
-
-    async fn hold(&self, _batch: &BatchName, held: Option<Held>) -> Result<Option<Held>, LedgerError> {
-        Ok(held)
-    }
-
-    async fn progress(&self, _batch: &BatchName) -> Result<Option<Progress>, LedgerError> {
-        Ok(None)
-    }
-
-    async fn list(&self) -> Result<Vec<Progress>, LedgerError> {
-        Ok(Vec::new())
-    }
-
-    async fn complete(&self) -> Progress {
-        std::future::pending().await
+    async fn bill(&self, day: Date) -> Result<Vec<BillLine>, LedgerError> {
+        Ok(self.store.read(move |db| bill::lines(db, day)).await?)
     }
 }
 
-/// Marks a job as settled.
-pub(super) fn mark(db: &Connection, job: Id) -> rusqlite::Result<()> {
-    db.prepare_cached("INSERT INTO settled (job, at_us) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
-        .execute(params![job.to_bytes(), now_us() as i64])
-        .map(drop)
-}
-
-fn is_marked(db: &Connection, job: Id) -> rusqlite::Result<bool> {
-    db.prepare_cached("SELECT EXISTS (SELECT 1 FROM settled WHERE job = ?1)")?
-        .query_row([job.to_bytes()], |row| row.get(0))
+/// A dead letter is sent again as `job`: its turn is free, and its death counts no more. Whether that is news.
+pub(super) fn open_again(db: &Connection, job: &Job) -> rusqlite::Result<bool> {
+    let (news, death) = turns::reopen(db, job.id, job.turn())?;
+    if let Some(death) = death {
+        counts::reopened(db, job.batch.as_str(), &death)?;
+    }
+    Ok(news)
 }

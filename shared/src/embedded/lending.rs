@@ -17,6 +17,8 @@ const COUNTED: i64 = 100_000;
 #[derive(Debug)]
 pub(super) struct Lent {
     pub(super) seq: i64,
+    /// Whether it was lent before, and not settled.
+    pub(super) again: bool,
     pub(super) message: Vec<u8>,
 }
 
@@ -126,13 +128,15 @@ pub(super) fn lend(
         .execute([now_us() as i64])?;
     let mut lanes = heads(db, &served.providers(db)?, most)?;
     let mut take =
-        db.prepare_cached("UPDATE jobs SET state = 1, holder = ?2 WHERE seq = ?1 RETURNING job")?;
+        db.prepare_cached("UPDATE jobs SET state = 1, holder = ?2 WHERE seq = ?1 RETURNING job, again")?;
     let mut lending = Lending::default();
     while lending.lent.len() < most {
         let ready = lanes.iter().enumerate().filter_map(|(lane, heads)| Some((lane, heads.last()?.weight)));
         let Some(Head { seq, .. }) = turns.take(ready).and_then(|lane| lanes[lane].pop()) else { break };
-        let message = take.query_row(params![seq, holder], |row| row.get(0))?;
-        lending.lent.push(Lent { seq, message });
+        let lent = take.query_row(params![seq, holder], |row| {
+            Ok(Lent { seq, message: row.get(0)?, again: row.get(1)? })
+        })?;
+        lending.lent.push(lent);
     }
     if lending.lent.len() < most {
         lending.next_due_us = next_due_us(db)?;
@@ -172,9 +176,10 @@ fn heads(db: &Connection, providers: &[String], most: usize) -> rusqlite::Result
 mod tests {
     use super::*;
     use crate::{
+        batch::Tally,
         embedded::{
             file::{self, Use},
-            jobs::{self, After, Row},
+            jobs::{self, After, Row, Settling},
         },
         job::{Image, Job, Source},
     };
@@ -191,8 +196,17 @@ mod tests {
         assert_eq!(outlook(&db, &Served::Of(vec!["q".into()])).unwrap(), Outlook::NothingBefore(None));
         let lent = lend(&db, 1, &Served::All, &mut Turns::default(), 1).unwrap().lent;
         let hour = 3_600_000_000;
-        let again = After::Again(Row::of(&job).unwrap(), hour);
-        jobs::settle(&db, 1, lent[0].seq, job.id, &[], &again).unwrap();
+        let settling = Settling {
+            seq: lent[0].seq,
+            job: job.id,
+            turn: job.turn(),
+            batch: job.batch.to_string(),
+            entries: Vec::new(),
+            after: After::Again(Row::of(&job).unwrap(), hour),
+            end: None,
+            tally: Tally::default(),
+        };
+        jobs::settle(&db, 1, &settling, None).unwrap();
         let Outlook::NothingBefore(Some(due_us)) = outlook(&db, &Served::All).unwrap() else {
             panic!("it waits")
         };

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{counts, process::now_us};
+use super::process::now_us;
 use crate::{
     batch::BatchEvent,
     queue::{Filter, From, QueueError},
@@ -36,6 +36,14 @@ impl Entry {
         Ok(Self { batch, announcement, body })
     }
 
+    /// The result, if it is one.
+    pub(super) fn result(&self) -> Option<&ImageResult> {
+        match &self.announcement {
+            Announcement::Result(result, _) => Some(result),
+            Announcement::Batch(_) => None,
+        }
+    }
+
     /// The entries of a job's results.
     pub(super) fn of_results(
         results: Vec<ImageResult>,
@@ -46,30 +54,17 @@ impl Entry {
     }
 }
 
-/// Appends entries, and counts them.
+/// Appends entries.
 pub(super) fn append(db: &Connection, entries: &[Entry]) -> rusqlite::Result<()> {
     let mut insert =
         db.prepare_cached("INSERT INTO log (at_us, batch, kind, trace, body) VALUES (?1, ?2, ?3, ?4, ?5)")?;
     let at = now_us() as i64;
-    let mut call = None;
     for Entry { batch, announcement, body } in entries {
         let (kind, trace) = match announcement {
             Announcement::Result(_, trace) => (RESULT, trace.map(|trace| trace.to_string())),
             Announcement::Batch(_) => (EVENT, None),
         };
         insert.execute(params![at, batch, kind, trace, body])?;
-        match announcement {
-            Announcement::Result(result, _) => {
-                counts::result(db, result)?;
-                // The models of one call share it.
-                let own = result.call.as_ref().map(|call| call.id);
-                if own.is_some() && own != call {
-                    counts::call(db, result)?;
-                    call = own;
-                }
-            }
-            Announcement::Batch(event) => counts::announced(db, event)?,
-        }
     }
     Ok(())
 }

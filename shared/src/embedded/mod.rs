@@ -1,28 +1,40 @@
 //! The engine for one machine: queue, limits and ledger in one SQLite file, with no server at all.
 //!
 //! Any number of processes may use the file at once. `store` is the file, `serving` its two threads and `task` what they
-//! do; `file` opens it, `process` knows who else uses it. `jobs`, `lending`, `log`, `counts`, `ledger` and `limits` hold every SQL
-//! statement; `queue`, `intake`, `settle`, `subscriber` and `limiter` are the seams over them, and `allowance` is the
-//! limiter's arithmetic.
+//! do; `file` opens it, `process` knows who else uses it. `jobs`, `lending`, `letters`, `parking`, `log`, `turns`, `bill`,
+//! `kept`, `counts`, `counted`, `standing` and `limits` hold every SQL statement; `queue`, `intake`, `settle`, `dead_letters`,
+//! `subscriber`, `ledger`, `answers`, `batches` and `limiter` are the seams over them, `untold` is what the ledger keeps in
+//! memory for a moment, and `allowance` is the limiter's arithmetic.
 
 mod allowance;
+mod answers;
+mod batches;
+mod bill;
+mod counted;
 mod counts;
+mod dead_letters;
 mod file;
 mod intake;
 mod jobs;
+mod kept;
 mod ledger;
 mod lending;
+mod letters;
 mod limiter;
 mod limits;
 mod log;
+mod parking;
 mod process;
 mod queue;
 mod serving;
 mod settle;
+mod standing;
 mod store;
 mod subscriber;
 mod task;
 mod trouble;
+mod turns;
+mod untold;
 
 use std::{path::Path, sync::Arc};
 
@@ -37,7 +49,9 @@ use crate::{
     result::Announcement,
 };
 
-pub use counts::{BatchCounts, CallCounts, FailureCount};
+pub use answers::EmbeddedAnswers;
+pub use batches::EmbeddedBatches;
+pub use counted::{BatchCounts, CallCounts, FailureCount};
 pub use jobs::{Row, put};
 pub use ledger::EmbeddedLedger;
 pub use limiter::EmbeddedLimiter;
@@ -46,13 +60,15 @@ pub use queue::EmbeddedQueue;
 pub use store::Store;
 pub use trouble::StoreError;
 
-/// The three seams of one state file. Cheap to share.
+/// The seams of one state file. Cheap to share.
 #[derive(Clone)]
 pub struct Embedded {
     store: Arc<Store>,
     queue: Arc<EmbeddedQueue>,
     limiter: Arc<EmbeddedLimiter>,
     ledger: Arc<EmbeddedLedger>,
+    answers: Arc<EmbeddedAnswers>,
+    batches: Arc<EmbeddedBatches>,
 }
 
 impl Embedded {
@@ -66,6 +82,8 @@ impl Embedded {
             queue: Arc::new(EmbeddedQueue::new(store.clone(), Served::All)),
             limiter: EmbeddedLimiter::open(store.clone()).await?,
             ledger: Arc::new(EmbeddedLedger::new(store.clone())),
+            answers: Arc::new(EmbeddedAnswers::new(store.clone())),
+            batches: Arc::new(EmbeddedBatches::open(store.clone()).await?),
             store,
         })
     }
@@ -97,12 +115,12 @@ impl Embedded {
 
     /// What was answered before.
     pub fn answers(&self) -> Arc<dyn Answers> {
-        self.ledger.clone()
+        self.answers.clone()
     }
 
     /// What is known of each batch.
     pub fn batches(&self) -> Arc<dyn Batches> {
-        self.ledger.clone()
+        self.batches.clone()
     }
 
     /// Keeps what is unused of the limits, and closes the file. What other handles ask of it is refused from then on.
@@ -121,6 +139,8 @@ pub struct Status {
     pub lent: u64,
     /// Jobs that wait for their next attempt.
     pub waiting: u64,
+    /// Jobs that are set aside, because their batch is paused.
+    pub parked: u64,
     /// Processes that work on it now.
     pub processes: u64,
     /// What is known of each limit stack.
@@ -139,9 +159,10 @@ impl Store {
                 db.query_row(&query, [], |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)
             };
             Ok(Status {
-                batches: counts::read(db, None)?,
+                batches: counted::read(db, None)?,
                 lent: count("1")?,
                 waiting: count("2")?,
+                parked: count("3")?,
                 processes: process::members(db)?,
                 limits: limits::standings(db)?,
             })
@@ -155,7 +176,7 @@ impl Store {
     /// What SQLite said.
     pub async fn batch(&self, batch: &BatchName) -> Result<Option<BatchCounts>, StoreError> {
         let batch = batch.to_string();
-        self.read(move |db| Ok(counts::read(db, Some(&batch))?.pop())).await
+        self.read(move |db| Ok(counted::read(db, Some(&batch))?.pop())).await
     }
 
     /// Up to `most` announcements of the log after the position `after` that `filter` wants, and the position to go

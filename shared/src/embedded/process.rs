@@ -78,9 +78,13 @@ impl Membership {
         .map(drop)
     }
 
-    /// Ends the membership; what it still holds goes back.
+    /// Ends the membership; what it still holds goes back. It did not die of what it had in hand.
     pub(super) fn leave(&self, db: &Connection) -> rusqlite::Result<()> {
-        if self.joined.load(Ordering::Relaxed) { bury(db, self.token).map(drop) } else { Ok(()) }
+        if !self.joined.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        db.execute("DELETE FROM taken WHERE holder = ?1", [self.token])?;
+        bury(db, self.token).map(drop)
     }
 }
 
@@ -125,9 +129,12 @@ fn bury_the_dead(db: &Connection, own: i64) -> rusqlite::Result<usize> {
 }
 
 fn bury(db: &Connection, token: i64) -> rusqlite::Result<usize> {
-    let returned =
-        db.execute("UPDATE jobs SET state = 0, holder = NULL WHERE state = 1 AND holder = ?1", [token])?;
+    let returned = db.execute(
+        "UPDATE jobs SET state = 0, holder = NULL, again = 1 WHERE state = 1 AND holder = ?1",
+        [token],
+    )?;
     db.execute("DELETE FROM processes WHERE token = ?1", [token])?;
+    db.execute("DELETE FROM claims WHERE holder = ?1", [token])?;
     db.execute("DELETE FROM shares WHERE holder = ?1", [token])?;
     Ok(returned)
 }

@@ -6,9 +6,10 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::{
-    intake, jobs,
+    counts, dead_letters, intake, jobs,
     lending::{self, Served},
     log::{self, Entry},
+    parking,
     store::{Store, tell},
     subscriber,
 };
@@ -18,6 +19,9 @@ use crate::{
     queue::{DeadLetters, Intake, Queue, QueueError, Subscriber, Subscription},
     result::Announcement,
 };
+
+/// Jobs that are put back in one transaction.
+const UNPARKED: usize = 1_000;
 
 /// The queue on the state file.
 pub struct EmbeddedQueue {
@@ -48,8 +52,14 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn announce(&self, event: BatchEvent) -> Result<(), QueueError> {
-        let entry = Entry::of(Announcement::Batch(event))?;
-        self.store.write(move |db| log::append(db, &[entry])).await?;
+        let own = self.store.membership().token();
+        let entry = Entry::of(Announcement::Batch(event.clone()))?;
+        let announce = move |db: &rusqlite::Connection| {
+            log::append(db, &[entry])?;
+            counts::announced(db, own, &event)
+        };
+        let complete = self.store.write(announce).await?;
+        complete.into_iter().for_each(|batch| self.store.shared().completed.push(batch));
         tell(&self.store.news().log);
         Ok(())
     }
@@ -62,20 +72,31 @@ impl Queue for EmbeddedQueue {
         Ok(Box::new(subscriber::open(self.store.clone(), subscription).await?))
     }
 
-    async fn prepare_parking(&self, _batch: &BatchName) -> Result<(), QueueError> {
-        Ok(())
+    async fn prepare_parking(&self, batch: &BatchName) -> Result<(), QueueError> {
+        let batch = batch.to_string();
+        Ok(self.store.write(move |db| parking::prepare(db, &batch)).await?)
     }
 
-    async fn parked(&self, _batch: &BatchName) -> Result<u64, QueueError> {
-        Ok(0)
+    async fn parked(&self, batch: &BatchName) -> Result<u64, QueueError> {
+        let batch = batch.to_string();
+        Ok(self.store.read(move |db| parking::count(db, &batch)).await?)
     }
 
-    async fn unpark(&self, _batch: &BatchName) -> Result<u64, QueueError> {
-        Ok(0)
+    async fn unpark(&self, batch: &BatchName) -> Result<u64, QueueError> {
+        let mut all = 0;
+        loop {
+            let batch = batch.to_string();
+            let some = self.store.write(move |db| parking::put_back(db, &batch, UNPARKED)).await?;
+            if some == 0 {
+                return Ok(all);
+            }
+            all += some as u64;
+            tell(&self.store.news().jobs);
+        }
     }
 
     async fn dead_letters(&self) -> Result<Box<dyn DeadLetters>, QueueError> {
-        Err(QueueError::Away("dead letters can't be read yet".to_owned()))
+        Ok(Box::new(dead_letters::open(self.store.clone()).await?))
     }
 
     fn health(&self) -> Result<(), String> {

@@ -3,15 +3,19 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 
 use super::{
-    jobs::{self, After, Met, Row},
+    jobs::{self, After, Met, Row, Settling},
     log::Entry,
-    store::{Store, tell},
+    store::{Shared, Store, tell},
+    untold,
 };
 use crate::{
+    batch::Tally,
     job::Job,
-    queue::{QueueError, Reason, Settle, Settlement, Then},
+    ledger::End,
+    queue::{Death, QueueError, Reason, Settle, Settlement, Then},
     result::{Failure, ImageResult, Outcome},
 };
 
@@ -32,6 +36,26 @@ impl EmbeddedSettle {
     }
 }
 
+/// What a settlement of `job` keeps.
+fn settling(seq: i64, job: &Job, settlement: Settlement) -> Result<Settling, QueueError> {
+    let Settlement { results, then } = settlement;
+    let end = match &then {
+        Then::Done => Some(End::Done),
+        Then::Again(next, _) if next.turn() > job.turn() => Some(End::Again),
+        Then::Again(..) | Then::Parked(_) => None,
+        Then::Dead(..) => Some(End::Dead),
+    };
+    let after = match then {
+        Then::Done => After::Done,
+        Then::Again(job, after) => After::Again(Row::of(&job)?, micros(after)),
+        Then::Parked(job) => After::Parked(Row::of(&job)?),
+        Then::Dead(job, reason) => After::Dead(Row::of(&job)?, Death::of(reason, &results, Timestamp::now())),
+    };
+    let (batch, tally) = (job.batch.to_string(), Tally::of(&results));
+    let entries = Entry::of_results(results, job.traceparent)?;
+    Ok(Settling { seq, job: job.id, turn: job.turn(), batch, entries, after, end, tally })
+}
+
 #[async_trait]
 impl Settle for EmbeddedSettle {
     async fn settle(mut self: Box<Self>, settlement: Settlement) -> Result<(), QueueError> {
@@ -39,31 +63,33 @@ impl Settle for EmbeddedSettle {
             return Ok(());
         };
         let published = !settlement.results.is_empty();
-        let entries = Entry::of_results(settlement.results, job.traceparent)?;
-        let after = match settlement.then {
-            Then::Done => After::Done(job.batch.to_string()),
-            Then::Again(job, after) => After::Again(Row::of(&job)?, micros(after)),
-            Then::Parked(job) => After::Again(Row::of(&job)?, 30_000_000),
-            Then::Dead(job, reason) => After::Dead(Row::of(&job)?, reason),
+        let settling = settling(self.seq, job, settlement)?;
+        let comes_again = matches!(settling.after, After::Again(..) | After::Parked(_));
+        let (token, id, turn) = (self.store.membership().token(), job.id, job.turn());
+        let settle = move |db: &rusqlite::Connection, told: Option<&untold::Told>| {
+            jobs::settle(db, token, &settling, told)
         };
-        let comes_again = matches!(after, After::Again(..));
-        let (token, seq, id) = (self.store.membership().token(), self.seq, job.id);
-        let met = self.store.write(move |db| jobs::settle(db, token, seq, id, &entries, &after)).await?;
+        let Met { in_time, news, complete } = untold::write_with(&self.store, id, settle).await?;
         // Only now: a settlement that failed is a delivery that was dropped.
         self.job = None;
+        if news {
+            self.store.untold().note_end(id, turn);
+        }
+        let shared = self.store.shared();
+        complete.into_iter().for_each(|batch| shared.completed.push(batch));
         if published {
-            tell(&self.store.news().log);
+            tell(&shared.news.log);
         }
         if comes_again {
-            tell(&self.store.news().jobs);
+            tell(&shared.news.jobs);
         }
-        match met {
-            Met::Settled => Ok(()),
-            Met::TooLate => Err(QueueError::Away(
-                "this process stood still for so long that its lease on the job ended, and another process has it"
-                    .to_owned(),
-            )),
+        if in_time {
+            return Ok(());
         }
+        Err(QueueError::Away(
+            "this process stood still for so long that its lease on the job ended, and another process has it"
+                .to_owned(),
+        ))
     }
 }
 
@@ -75,7 +101,7 @@ impl Drop for EmbeddedSettle {
         let (shared, seq) = (self.store.shared(), self.seq);
         self.store.write_unheard(move |db| {
             if jobs::dropped(db, shared.membership.token(), seq)?.is_some_and(|times| times >= MOST_DROPPED) {
-                give_up(db, seq, &job)?;
+                give_up(db, &shared, seq, &job)?;
                 tell(&shared.news.log);
             }
             tell(&shared.news.jobs);
@@ -85,7 +111,7 @@ impl Drop for EmbeddedSettle {
 }
 
 /// A dead letter, with a failed result for every model: its batch still becomes complete.
-fn give_up(db: &rusqlite::Connection, seq: i64, job: &Job) -> rusqlite::Result<()> {
+fn give_up(db: &rusqlite::Connection, shared: &Shared, seq: i64, job: &Job) -> rusqlite::Result<()> {
     let failed = |model: &String| ImageResult {
         failure: Some(Failure {
             class: Reason::DeliveryLimit.as_str().to_owned(),
@@ -94,11 +120,14 @@ fn give_up(db: &rusqlite::Connection, seq: i64, job: &Job) -> rusqlite::Result<(
         ..ImageResult::of(job, model, Outcome::Dead)
     };
     let results = job.models.iter().map(failed).collect();
-    match (Row::of(job), Entry::of_results(results, job.traceparent)) {
-        (Ok(row), Ok(entries)) => jobs::bury_ready(db, seq, &row, &entries, Reason::DeliveryLimit),
-        // It was read from this file, so it can be written to it.
-        _ => Ok(()),
-    }
+    let then = Then::Dead(Box::new(job.clone()), Reason::DeliveryLimit);
+    // It was read from this file, so it can be written to it.
+    let Ok(settling) = settling(seq, job, Settlement { results, then }) else {
+        return Ok(());
+    };
+    let met = jobs::finish(db, shared.membership.token(), &settling, None)?;
+    met.complete.into_iter().for_each(|batch| shared.completed.push(batch));
+    Ok(())
 }
 
 fn micros(duration: Duration) -> u64 {

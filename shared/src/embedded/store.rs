@@ -14,11 +14,14 @@ use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 use super::{
+    batches::Completed,
     file::{self, Use},
     process::Membership,
     serving::Serving,
     task::{Reply, Task, Work},
     trouble::StoreError,
+    turns,
+    untold::Untold,
 };
 
 /// News of the file, from whichever process: each is a number that moves.
@@ -50,6 +53,8 @@ pub struct Store {
 pub(super) struct Shared {
     pub(super) news: News,
     pub(super) membership: Membership,
+    pub(super) untold: Untold,
+    pub(super) completed: Completed,
     /// The first error after which nothing more can be promised.
     failure: watch::Sender<Option<StoreError>>,
 }
@@ -84,6 +89,8 @@ impl Store {
                 foreign: watch::Sender::new(0),
             },
             membership: Membership::new(),
+            untold: Untold::default(),
+            completed: Completed::default(),
             failure: watch::Sender::new(None),
         });
         let (writes, to_write) = mpsc::channel();
@@ -144,6 +151,14 @@ impl Store {
         let _ = self.hand(&self.writes, work, Reply::Task(oneshot::channel().0));
     }
 
+    /// Hands over what became of calls, with nothing to wait for any more.
+    pub(super) fn keep_untold(&self) {
+        let own = self.shared.membership.token();
+        for told in self.shared.untold.take_all() {
+            self.write_unheard(move |db| turns::answered(db, own, &told));
+        }
+    }
+
     /// Reads what is committed.
     ///
     /// # Errors
@@ -189,6 +204,10 @@ impl Store {
         &self.shared.membership
     }
 
+    pub(super) fn untold(&self) -> &Untold {
+        &self.shared.untold
+    }
+
     /// For what runs in a thread: a handle on the store itself must not end there, because its end waits for it.
     pub(super) fn shared(&self) -> Arc<Shared> {
         self.shared.clone()
@@ -209,6 +228,7 @@ impl Store {
 
     /// The reader ends first: the writer's close is then the file's last, and leaves one file.
     fn end(&self) {
+        self.keep_untold();
         let mut threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for inbox in [&self.reads, &self.writes] {
             drop(inbox.lock().unwrap_or_else(PoisonError::into_inner).take());

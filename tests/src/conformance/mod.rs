@@ -1,8 +1,11 @@
 //! What every engine behind a seam keeps to, as plain functions over the seam, and one list of them for each seam: an
 //! engine's test says how it is opened, and is held to all of them.
 
+pub mod answers;
+pub mod batches;
 pub mod ledger;
 pub mod limiter;
+pub mod process;
 pub mod queue;
 
 /// A test for every promise of a queue. `$open` is an async function that opens a new queue, and returns it with
@@ -76,24 +79,82 @@ macro_rules! limiter_conforms {
     (@run $promise:ident, client, $fleet:ident) => { $crate::conformance::limiter::$promise("test", $fleet[0]).await };
 }
 
-/// A test for every promise of a ledger. `$open` is an async function that opens several clients of one ledger, and
-/// returns them with whatever has to live as long.
+/// A test for every promise of a ledger. `$open` is an async function that opens three processes of one fleet, of which
+/// nothing is known yet. After `in turn`: no tests, but a block that keeps all of them, one after the other.
 #[macro_export]
 macro_rules! ledger_conforms {
-    ($open:path) => {
-        $crate::ledger_conforms!(@each $open,
-            a_settled_job_is_known_to_every_client,
-            a_job_may_be_settled_twice,
+    ($($open:tt)*) => {
+        $crate::fleet_conforms!(ledger, [$($open)*],
+            a_settled_job_is_known_to_every_process,
+            a_turn_may_be_settled_twice_and_is_counted_once,
             a_question_settles_nothing,
+            a_call_under_way_belongs_to_whoever_makes_it,
+            an_answer_that_was_paid_for_is_found_by_everybody,
+            an_answer_outlives_the_process_that_paid_for_it,
+            a_call_that_was_free_or_did_not_leave_clears_its_turn,
+            nobody_takes_back_the_call_of_another_one,
+            a_call_whose_maker_died_is_unanswered,
+            a_call_whose_time_is_over_is_unanswered,
+            a_call_that_is_lost_is_waited_for_by_nobody,
+            lost_calls_are_listed_and_may_be_resolved,
+            a_later_turn_makes_copies_of_earlier_ones_over,
+            who_died_with_a_job_in_hand_is_counted,
+            a_dead_letter_is_opened_once,
+            the_bill_counts_each_answered_call_once,
+            whatever_is_said_in_whatever_order_keeps_the_promises,
+            of_many_who_ask_at_once_one_may_call,
+            a_day_of_which_nothing_is_kept_is_empty,
         );
     };
-    (@each $open:path, $($promise:ident),* $(,)?) => {$(
+}
+
+/// A test for every promise of the answers that are kept. `$open` as for [`ledger_conforms`].
+#[macro_export]
+macro_rules! answers_conform {
+    ($($open:tt)*) => {
+        $crate::fleet_conforms!(answers, [$($open)*],
+            who_finds_nothing_has_the_claim_and_others_wait_for_the_answer,
+            a_claim_that_is_given_up_is_the_next_ones,
+            a_claim_ends_with_its_time,
+            a_claim_ends_with_its_process,
+            an_answer_outlives_the_process_that_kept_it,
+            an_answer_goes_when_its_time_is_over,
+            nothing_is_claimed_behind_a_key_that_is_awaited,
+            of_many_who_ask_at_once_one_has_the_claim,
+        );
+    };
+}
+
+/// A test for every promise of what is known of batches. `$open` as for [`ledger_conforms`].
+#[macro_export]
+macro_rules! batches_conform {
+    ($($open:tt)*) => {
+        $crate::fleet_conforms!(batches, [$($open)*],
+            what_a_producer_says_is_kept_and_never_shrinks,
+            results_are_counted_by_what_they_are,
+            a_batch_is_complete_with_its_last_result,
+            a_batch_whose_results_are_faster_than_its_producer_is_complete_with_its_word,
+            a_dead_letter_that_is_opened_makes_its_batch_incomplete,
+            a_hold_reaches_every_process,
+            what_is_cancelled_stays_so,
+            batches_are_listed_the_youngest_first,
+        );
+    };
+}
+
+/// A test for each of these promises of a module here; see [`ledger_conforms`].
+#[macro_export]
+macro_rules! fleet_conforms {
+    ($seam:ident, [in turn $open:expr], $($promise:ident),* $(,)?) => {$(
+        eprintln!("{}: {}", stringify!($seam), stringify!($promise));
+        let name = $crate::servers::fresh_name(stringify!($seam));
+        $crate::conformance::$seam::$promise(&name, $open.await).await;
+    )*};
+    ($seam:ident, [$open:path], $($promise:ident),* $(,)?) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $promise() {
-            let (ledgers, _keep) = $open().await;
-            let fleet: Vec<&dyn pixfleet_shared::ledger::Ledger> = ledgers.iter().map(|ledger| &**ledger).collect();
-            let name = $crate::servers::fresh_name("ledger");
-            $crate::conformance::ledger::$promise(&name, &fleet).await;
+            let name = $crate::servers::fresh_name(stringify!($seam));
+            $crate::conformance::$seam::$promise(&name, $open().await).await;
         }
     )*};
 }
