@@ -109,7 +109,6 @@ async fn line(crew: &Crew, job: &Job, again: bool, worn: bool) -> Result<Ending,
     deadline::check(serving, job)?;
     let since = Instant::now();
     let picture = picture(crew, serving, job).await?;
-    failpoint::reached("after_prepare");
     let prepared = since.elapsed();
     let mut known = recalled::recall(crew, serving, job, &picture).await?;
     match called(crew, serving, &mut known, picture, prepared).await {
@@ -129,6 +128,7 @@ async fn called(
     let mut job = known.job.clone();
     let requests = requests(crew, serving, &job, &picture).await?;
     drop(picture);
+    failpoint::reached("after_prepare");
     for _ in 0..MOST_THROTTLED {
         let Made { outcome, verdict, intent } = one_call(crew, serving, &job, &requests).await?;
         crew.recent.record(prepared + outcome.duration);

@@ -34,9 +34,8 @@ pub(super) async fn hostile(plan: Plan) -> Report {
     for n in 0..4 {
         let one = job(BATCH, plan.jobs + n);
         jobs.push(match n {
-            0 => Job { attempt: u32::MAX, ..one },
-            1 => Job { throttled: u32::MAX, ambiguous: u32::MAX, replays: u32::MAX, ..one },
-            2 => Job { lane: 255, ..one },
+            0 => Job { throttled: 1_000_000, replays: 1_000_000, ..one },
+            1 => Job { lane: 255, ..one },
             _ => one,
         });
     }
@@ -66,6 +65,11 @@ pub(super) async fn hostile(plan: Plan) -> Report {
 /// What is no job, with the reason that it is kept under.
 fn unreadable() -> Vec<(Reason, Vec<u8>)> {
     let text = |text: &str| text.as_bytes().to_vec();
+    let counted = |set: fn(&mut Job)| {
+        let mut job = job(BATCH, 0);
+        set(&mut job);
+        (Reason::Malformed, serde_json::to_vec(&job).unwrap())
+    };
     let mut no_models = serde_json::to_value(job(BATCH, 0)).unwrap();
     no_models["models"] = serde_json::json!("m");
     vec![
@@ -81,6 +85,10 @@ fn unreadable() -> Vec<(Reason, Vec<u8>)> {
         // So deep that a parser that recurses without a bound would leave its stack.
         (Reason::Malformed, vec![b'['; 1 << 19]),
         (Reason::Malformed, serde_json::to_vec(&no_models).unwrap()),
+        // Workers add to these.
+        counted(|job| job.attempt = u32::MAX),
+        counted(|job| job.throttled = u32::MAX),
+        counted(|job| job.replays = u32::MAX),
     ]
 }
 

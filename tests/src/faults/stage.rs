@@ -34,7 +34,7 @@ use crate::{
 /// The batch of every scenario.
 pub const BATCH: &str = "b";
 /// A run in which no result came for so long will not end.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_secs(45);
 /// How often something that no event tells of is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
