@@ -31,7 +31,7 @@ use crate::{
     config::{self, Loaded},
     engine::{Begin, Choice, Engine, Place},
     exit::Exit,
-    order::{Ask, Rows, ambient_trace, on_terminal},
+    order::{Ask, Conditions, Rows, ambient_trace, on_terminal},
     worker::on_signal,
 };
 
@@ -70,6 +70,8 @@ pub(crate) struct Args {
     weight: u8,
     #[command(flatten)]
     spending: Spending,
+    #[command(flatten)]
+    conditions: Conditions,
     /// Files travel as their absolute path, which the workers read, not as their bytes
     #[arg(long, help_heading = "Reading")]
     by_path: bool,
@@ -111,6 +113,8 @@ pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow:
         priority: args.priority,
         weight: args.weight,
         budget,
+        deadline: args.conditions.deadline,
+        refresh: args.conditions.refresh,
         plan: plan.clone(),
         trace: Some(args.traceparent.unwrap_or_else(ambient_trace)),
         bad_rows: args.rows.bad_rows.clone(),
@@ -316,6 +320,8 @@ mod tests {
             ["--budget", "-5"],
             ["--budget", "500EUR"],
             ["--budget", "much"],
+            ["--deadline", "soon"],
+            ["--deadline", "-2h"],
         ];
         for wrong in wrong {
             assert!(parsed(&wrong).is_err(), "{wrong:?}");

@@ -38,7 +38,7 @@ use crate::{
     engine::engines_of,
     enqueue::{STATE_FILE, record_within, view::say},
     exit::Exit,
-    order::{Ask, Rows, ambient_trace, on_terminal},
+    order::{Ask, Conditions, Rows, ambient_trace, on_terminal},
     worker::on_signal,
 };
 
@@ -78,6 +78,8 @@ pub(crate) struct Args {
     ask: Ask,
     #[command(flatten)]
     spending: Spending,
+    #[command(flatten)]
+    conditions: Conditions,
     /// A file for the results, .jsonl, .csv, .parquet or .sqlite (repeat it) [default: BATCH.jsonl]
     #[arg(long, value_name = "FILE")]
     out: Vec<PathBuf>,
@@ -223,6 +225,8 @@ impl Task {
             priority: Priority::Normal,
             weight: 1,
             budget: self.budget,
+            deadline: args.conditions.deadline,
+            refresh: args.conditions.refresh,
             plan: self.plan.clone(),
             trace: Some(ambient_trace()),
             bad_rows: args.rows.bad_rows.clone(),

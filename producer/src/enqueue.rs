@@ -71,6 +71,10 @@ pub struct Order {
     pub weight: u8,
     /// What the batch may spend; none means no bound.
     pub budget: Option<Budget>,
+    /// After this moment no call is made for its jobs; none means that they have all the time.
+    pub deadline: Option<Timestamp>,
+    /// Whether the images are asked about although answers of before are kept.
+    pub refresh: bool,
     /// What each image is asked.
     pub plan: Plan,
     /// The trace that every job continues.
@@ -171,6 +175,8 @@ impl Run {
             lane,
             weight: order.weight,
             budget: order.budget,
+            deadline: order.deadline,
+            refresh: order.refresh,
             trace: order.trace,
         };
         // Until then nothing was read; the reader ends with the channel, or with the token.

@@ -88,6 +88,8 @@ impl Site {
             priority: Priority::Bulk,
             weight: 1,
             budget: None,
+            deadline: None,
+            refresh: false,
             plan,
             trace: None,
             bad_rows,

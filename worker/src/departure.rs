@@ -14,10 +14,12 @@ use tracing::{debug, warn};
 
 use crate::{
     alarm,
+    breaker::Sign,
     classify::{Class, Verdict},
-    client::Way,
+    client::{CallOutcome, Way},
     conclude::{Ending, fleet_pause},
     crew::{AccountState, Crew, Serving},
+    deadline,
     intended::Intended,
     provider::PreparedRequest,
     slots::{Granted, Leave},
@@ -62,11 +64,12 @@ pub(crate) async fn wait(
     let label = ProviderLabel { provider: job.provider.clone() };
     let weight = serving.provider.weight(job.models.len(), requests[0].body.len());
     let since = Instant::now();
-    let mut intended = Intended::new(crew, serving, job);
+    let (mut intended, due) = (Intended::new(crew, serving, job), deadline::of(serving, job));
     loop {
         let granted = tokio::select! {
             granted = serving.desk.leave(job, weight) => granted,
             () = crew.stopping.cancelled() => Ok(None),
+            () = deadline::passed(due) => return Err(deadline::missed(serving, job)),
         };
         // Heavier than the limits ever give at once: waiting would not help it.
         let granted =
@@ -75,6 +78,9 @@ pub(crate) async fn wait(
             None => return Err(Box::new(Ending::release(job, Duration::ZERO))),
             Some(Granted::Parked { until, why }) => {
                 crew.park(&job.provider, until, &why);
+                if due.is_some_and(|due| due <= until) {
+                    return Err(deadline::missed(serving, job));
+                }
                 // With all providers parked no job is taken from the queue any more, and this one waits at its end.
                 let after = match crew.parked_until() {
                     Some(_) => Duration::ZERO,
@@ -87,6 +93,11 @@ pub(crate) async fn wait(
         crew.unpark(&job.provider);
         let account = &serving.accounts[leave.account];
         let AccountState { stack, client, .. } = account;
+        if due.is_some_and(|due| due <= leave.slot.at) {
+            crew.board.metrics.slots_forfeited.get_or_create(&label).inc();
+            give_back(crew, stack, leave.slot, weight).await;
+            return Err(deadline::missed(serving, job));
+        }
         match intended.record(account).await {
             Ok(true) => {}
             unsaid => {
@@ -152,9 +163,15 @@ fn late_us(at: Instant) -> u64 {
     Instant::now().saturating_duration_since(at).as_micros() as u64
 }
 
-/// Tells the fleet what a call's answer says of the limits: a pause, or that a probe went well.
-pub(crate) async fn tell(crew: &Crew, account: &AccountState, verdict: &Verdict, probe: bool) {
-    let AccountState { stack, throttled, .. } = account;
+/// Tells the fleet what a call's answer says of the limits and of the API: a pause, or that a probe went well.
+pub(crate) async fn tell(
+    crew: &Crew,
+    serving: &Serving,
+    account: &AccountState,
+    (outcome, verdict): (&CallOutcome, &Verdict),
+    probe: bool,
+) {
+    let AccountState { stack, throttled, breaker, .. } = account;
     let in_a_row = match verdict.class {
         Class::Throttled => {
             crew.board.metrics.throttled.get_or_create(&account.label()).inc();
@@ -170,7 +187,14 @@ pub(crate) async fn tell(crew: &Crew, account: &AccountState, verdict: &Verdict,
     let rate = crew.engines.limiter.in_force(stack).rate_per_s(Weight::of_models(1));
     let interval = rate.map_or(NO_RATE_INTERVAL, |rate| Duration::from_secs_f64(1.0 / rate));
     let refused = Duration::from_millis(crew.config.refused_ms);
-    if let Some(hold_off) = fleet_pause(verdict, refused, in_a_row, interval) {
+    let held = crew.engines.limiter.held_until(stack).is_some();
+    let settings = &serving.provider.definition().breaker;
+    let broken = breaker.note(settings, Sign::of(outcome, verdict), probe, held);
+    broken.log(&stack.name, &verdict.message);
+    if broken.hold_off().is_some() {
+        crew.board.metrics.breaker_opened.get_or_create(&account.label()).inc();
+    }
+    if let Some(hold_off) = fleet_pause(verdict, refused, in_a_row, interval).or(broken.hold_off()) {
         crew.board.metrics.hold_offs.get_or_create(&account.label()).inc();
         said(crew.engines.limiter.hold_off(stack, hold_off)).await;
     } else if probe {

@@ -131,6 +131,8 @@ impl Play<'_> {
             priority,
             weight: 1,
             budget: None,
+            deadline: None,
+            refresh: false,
             plan,
             trace: Some(TraceParent::random()),
             bad_rows: BadRows::Stop,

@@ -1,4 +1,4 @@
--- What became of a call: paid for, free, or unsent. What was answered goes on the bill of its day, each call once.
+-- What became of a call: paid for, free, unsent, or lost: nobody will hear its answer any more. What was answered goes on the bill of its day, each call once.
 --
 -- KEYS  the batch, the job's shard, the call's payload, the batch's part of the day's bill
 -- ARGV  what, job, turn, process, call, number of the word, time to keep (s), time to keep the bill (s), tally, what follows,
@@ -21,6 +21,10 @@ if what == 'paid' then
     write(shard, id, ttl, string.format('%.0f A %.0f %s %s', state.floor, turn, call, ARGV[9]))
     redis.call('SET', payload, ARGV[10], 'EX', ttl)
     news = true
+  end
+elseif what == 'lost' then
+  if state.kind == 'O' and state.turn == turn and state.call == call then
+    write(shard, id, ttl, string.format('%.0f O %.0f %s 0 %s %.0f', state.floor, turn, state.token, call, state.n))
   end
 elseif state.kind == 'O' and state.turn == turn and state.token == token and state.call == call and state.n <= n then
   write_floor(shard, id, ttl, state.floor)

@@ -1,6 +1,10 @@
 //! What was answered before, on Redis: an answer or a claim under one key.
 
-use std::{collections::HashMap, sync::MutexGuard, sync::PoisonError, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use redis::Value;
@@ -8,7 +12,7 @@ use redis::Value;
 use super::{
     calls::{json, parse},
     ledger::{RedisLedger, read},
-    word::Word,
+    word::{Unheard, Word},
 };
 use crate::{
     answers::{Answers, Kept, Recalled},
@@ -27,13 +31,13 @@ enum There {
 }
 
 /// Claims that nobody heard of are given up when it is dropped.
-struct Unheard<'a> {
+struct Unsaid<'a> {
     ledger: &'a RedisLedger,
     number: u64,
     keys: &'a [Id],
 }
 
-impl Drop for Unheard<'_> {
+impl Drop for Unsaid<'_> {
     fn drop(&mut self) {
         self.keys.iter().for_each(|key| self.ledger.tell_given_up(*key, self.number));
     }
@@ -96,12 +100,16 @@ impl RedisLedger {
 impl Answers for RedisLedger {
     async fn recall(&self, keys: &[Id], claim_for: Duration) -> Result<Vec<Recalled>, LedgerError> {
         let number = self.number();
-        let mut unheard = Unheard { ledger: self, number, keys };
+        let mut unsaid = Unsaid { ledger: self, number, keys };
         let ask = |key: &Id| self.claiming(*key, number, claim_for, b"");
-        let answers = self.clerk.ask(keys.iter().map(ask).collect()).await?;
+        let answers = self.clerk.ask_and_know(keys.iter().map(ask).collect()).await;
+        if matches!(answers, Err(Unheard { left: false, .. })) {
+            unsaid.keys = &[];
+        }
+        let answers = answers.map_err(|Unheard { why, .. }| LedgerError::Away(why))?;
         let mut there = answers.into_iter().map(there_of).collect::<Result<Vec<_>, _>>()?;
         self.take_over(keys, &mut there, number, claim_for).await?;
-        unheard.keys = &[];
+        unsaid.keys = &[];
         let own = self.claim(number);
         let mut is_behind = false;
         let recalled = keys.iter().zip(there).map(|(key, there)| match there {

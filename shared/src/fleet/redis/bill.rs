@@ -66,6 +66,7 @@ impl RedisLedger {
         };
         let day = day(intent);
         let lost = self.keys.lost(day);
+        self.tell_unanswered(intent);
         self.tell(Word::plain("HSETNX", &lost).arg(intent.call.to_string()).arg(text));
         self.tell(Word::plain("EXPIRE", &lost).arg(KEPT_DAYS * 86_400));
         self.index_day(day);

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use super::{
     bill::{self, KEPT_DAYS},
     ledger::{RedisLedger, read},
-    word::{Heard, LATER, Word},
+    word::{Heard, LATER, Unheard, Word},
 };
 use crate::{
     batch::Tally,
@@ -28,12 +28,12 @@ enum Stands {
 }
 
 /// Taken back when it is dropped: nobody heard that the call may leave.
-struct Unheard<'a> {
+struct Unsaid<'a> {
     ledger: &'a RedisLedger,
     intent: Option<&'a Intent>,
 }
 
-impl Drop for Unheard<'_> {
+impl Drop for Unsaid<'_> {
     fn drop(&mut self) {
         if let Some(intent) = self.intent {
             self.ledger.tell_answered(intent, &Answered::Unsent);
@@ -63,7 +63,7 @@ impl RedisLedger {
     }
 
     pub(super) async fn depart_call(&self, intent: &Intent) -> Result<Known, LedgerError> {
-        let mut unheard = Unheard { ledger: self, intent: Some(intent) };
+        let mut unheard = Unsaid { ledger: self, intent: Some(intent) };
         let (batch, id) = (&intent.batch, intent.job);
         let keys = [self.keys.batch(batch), self.keys.shard(batch, id), self.keys.payload(batch, id)];
         let word = Word::script(&self.link.scripts.depart, &keys)
@@ -75,8 +75,11 @@ impl RedisLedger {
             .arg(intent.lasts_ms)
             .arg(self.ttl.as_secs())
             .arg(json(intent)?);
-        let mut answers = self.clerk.ask(vec![word]).await?;
-        unheard.intent = None;
+        let answers = self.clerk.ask_and_know(vec![word]).await;
+        if !matches!(answers, Err(Unheard { left: true, .. })) {
+            unheard.intent = None;
+        }
+        let mut answers = answers.map_err(|Unheard { why, .. }| LedgerError::Away(why))?;
         match stands_of(answers.remove(0))? {
             Stands::Held(said, token) if *token != *self.token => {
                 let gone = self.gone(std::slice::from_ref(&token)).await?;
@@ -87,25 +90,48 @@ impl RedisLedger {
     }
 
     pub(super) fn tell_answered(&self, intent: &Intent, answered: &Answered) {
-        let (batch, id) = (&intent.batch, intent.job);
-        let day = bill::day(intent);
-        let (what, tally, follows) = match answered {
-            Answered::Paid(settlement) => ("paid", Tally::of(&settlement.results), json(settlement)),
-            Answered::Free => ("free", Tally::default(), Ok(String::new())),
-            Answered::Unsent => ("unsent", Tally::default(), Ok(String::new())),
+        let follows = match answered {
+            Answered::Paid(settlement) => json(settlement).map(|text| (Tally::of(&settlement.results), text)),
+            Answered::Free | Answered::Unsent => Ok((Tally::default(), String::new())),
         };
-        let follows = match follows {
+        let (tally, text) = match follows {
             Ok(follows) => follows,
             Err(error) => return tracing::error!(%error, "an answer can't be kept"),
         };
+        let (what, lines) = match answered {
+            Answered::Paid(_) => ("paid", bill::lines(intent)),
+            Answered::Free => ("free", bill::lines(intent)),
+            Answered::Unsent => ("unsent", Vec::new()),
+        };
+        if !lines.is_empty() {
+            self.index_bill(&intent.batch, bill::day(intent));
+        }
+        let mut word = self
+            .became(what, intent)
+            .arg(tally.named().map(|(_, count)| count.to_string()).join(","))
+            .arg(text)
+            .arg(lines.len());
+        for (name, cost) in &lines {
+            word = word.arg(name).arg(*cost);
+        }
+        self.tell(word);
+    }
+
+    /// The call of a dead process, or one that nobody waits for any more: whoever meets it need not wait, either.
+    pub(super) fn tell_unanswered(&self, intent: &Intent) {
+        self.tell(self.became("lost", intent).arg("").arg("").arg(0));
+    }
+
+    /// What became of a call.
+    fn became(&self, what: &str, intent: &Intent) -> Word {
+        let (batch, id) = (&intent.batch, intent.job);
         let keys = [
             self.keys.batch(batch),
             self.keys.shard(batch, id),
             self.keys.payload(batch, id),
-            self.keys.bill(batch, day),
+            self.keys.bill(batch, bill::day(intent)),
         ];
-        let lines = if what == "unsent" { Vec::new() } else { bill::lines(intent) };
-        let mut word = Word::script(&self.link.scripts.answered, &keys)
+        Word::script(&self.link.scripts.answered, &keys)
             .arg(what)
             .arg(&id.to_bytes()[..])
             .arg(intent.turn)
@@ -114,16 +140,6 @@ impl RedisLedger {
             .arg(self.number())
             .arg(self.ttl.as_secs())
             .arg(KEPT_DAYS * 86_400)
-            .arg(tally.named().map(|(_, count)| count.to_string()).join(","))
-            .arg(follows)
-            .arg(lines.len());
-        for (name, cost) in &lines {
-            word = word.arg(name).arg(*cost);
-        }
-        if !lines.is_empty() {
-            self.index_bill(batch, day);
-        }
-        self.tell(word);
     }
 
     pub(super) fn tell_settled(&self, mark: &Mark) {

@@ -7,7 +7,8 @@ local batch, shard, payload = KEYS[1], KEYS[2], KEYS[3]
 local id, turn, token, call, n = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local ttl = tonumber(ARGV[7])
 local state = read(shard, id)
-local own = state.kind == 'O' and state.turn == turn and state.token == token and state.call == call
+-- The same call, said again while it waits for its moment; one that is lost has left.
+local own = state.kind == 'O' and state.turn == turn and state.token == token and state.call == call and state.ends > 0
 if not own or turn < state.floor then
   local stands = against(state, turn, payload)
   if stands then

@@ -70,7 +70,7 @@ impl RedisLedger {
         let holds = Arc::new(Holds::default());
         tokio::spawn(holds::follow(holds.clone(), wire.clone(), keys.clone(), stop.clone()));
         Self {
-            clerk: Clerk::start(link.clone(), keys.clone(), token.clone(), completed, stop),
+            clerk: Clerk::start(link.clone(), &keys, &token, completed, stop),
             link,
             keys,
             token,

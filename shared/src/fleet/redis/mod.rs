@@ -22,6 +22,7 @@ mod listener;
 mod pool;
 mod reply;
 mod round;
+mod rounds;
 mod scripts;
 mod servers;
 mod wire;

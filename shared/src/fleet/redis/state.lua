@@ -3,7 +3,7 @@
 -- A job's state is a field of a hash, under the 16 bytes of its id:
 --   0                                         the job is done: all of its turns are over
 --   <floor>                                   turns below are over
---   <floor> O <turn> <token> <until> <call> <n>   a call is under way: who makes it, until when (seconds), its id, its number
+--   <floor> O <turn> <token> <until> <call> <n>   a call is under way: who makes it, until when (seconds; 0: it is lost), its id, its number
 --   <floor> A <turn> <call> <tally>               a call was answered and paid for, and is not yet settled
 --   <floor> D <rejected> <dead> <ambiguous>       the job is a dead letter, with so many results of these kinds
 local KINDS = {'ok', 'cached', 'rejected', 'dead', 'cancelled', 'ambiguous'}

@@ -6,7 +6,7 @@ use redis::{Arg, Cmd, Script, ToRedisArgs, Value};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::keys::tag;
-use crate::{batch::BatchName, ledger::LedgerError};
+use crate::batch::BatchName;
 
 /// What matters after a crash waits this long for others to go along.
 pub(super) const SOON: Duration = Duration::from_millis(2);
@@ -24,6 +24,7 @@ pub(super) struct Word {
     pub(super) heard: Heard,
     pub(super) due: Instant,
     is_script: bool,
+    is_again: bool,
     /// Times that it was sent, and nothing sound was heard.
     pub(super) tries: u32,
 }
@@ -33,9 +34,17 @@ pub(super) enum Heard {
     /// Nobody.
     No,
     /// Whoever asked.
-    Asked(oneshot::Sender<Result<Value, LedgerError>>),
+    Asked(oneshot::Sender<Result<Value, Unheard>>),
     /// Whoever announces this batch, where it is complete by it.
     Completed(BatchName),
+}
+
+/// There was no answer.
+#[derive(Debug)]
+pub(super) struct Unheard {
+    pub(super) why: String,
+    /// The word left: it may have been done all the same.
+    pub(super) left: bool,
 }
 
 impl Word {
@@ -55,7 +64,7 @@ impl Word {
 
     fn new(command: Cmd, key: &[u8], is_script: bool) -> Self {
         let (tag, due) = (tag(key).to_vec(), Instant::now());
-        Self { command, tag, heard: Heard::No, due, is_script, tries: 0 }
+        Self { command, tag, heard: Heard::No, due, is_script, is_again: false, tries: 0 }
     }
 
     pub(super) fn arg(mut self, argument: impl ToRedisArgs) -> Self {
@@ -79,11 +88,12 @@ impl Word {
         self.command.args_iter().map(length).sum::<usize>() + ALONE
     }
 
-    /// It may have been heard already: a script is told so.
-    pub(super) fn say_again(&mut self) {
-        if self.is_script && self.tries == 0 {
+    /// It was not heard. Where it left, it may have been done all the same: a script is told so.
+    pub(super) fn say_again(&mut self, left: bool) {
+        self.tries += 1;
+        if left && self.is_script && !self.is_again {
+            self.is_again = true;
             self.command.arg("again");
         }
-        self.tries += 1;
     }
 }
