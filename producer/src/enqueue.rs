@@ -16,6 +16,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use jiff::Timestamp;
 use pixfleet_shared::{
     batch::BatchName,
     batches::Batches,
