@@ -96,9 +96,13 @@ pub(crate) type Early = Box<Ending>;
 
 /// From a job to its ending.
 async fn line(crew: &Crew, job: &Job, again: bool, worn: bool) -> Result<Ending, Early> {
-    held(crew, job)?;
+    if !again {
+        held(crew, job)?;
+    }
     let serving = serving(crew, job)?;
     let _alone = if again { returned::take_up(crew, serving, job).await? } else { None };
+    // What was paid for before its batch was stopped is published all the same.
+    held(crew, job)?;
     if worn {
         // The queue would give it up in silence, and its batch never be complete.
         let why = "the job was delivered again and again, and nobody settled it: the workers' logs say why";
