@@ -8,7 +8,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use pixfleet_shared::{
     answers::Recalled,
     batch::Tally,
-    batches::Expected,
+    batches::{Expected, Held, Hold},
     fleet::redis::{Config, Redis},
     id::Id,
     ledger::{Answered, End, Known, LedgerError},
@@ -289,6 +289,26 @@ async fn what_a_server_forgot_is_clear() {
     for job in [&job, &settled] {
         assert_eq!(engines[1].ledger().depart(&intent(job)).await.unwrap(), Known::Clear);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_forgot_what_is_paused_and_cancelled_is_told_again() {
+    let server = PrivateRedis::start(&[]).await;
+    let config = config(&server.url());
+    let engine = &fleet(&config, 1).await[0];
+    let [paused, cancelled, resumed] = ["paused", "cancelled", "resumed"].map(|batch| batch.parse().unwrap());
+    let held = |hold| Some(Held { hold, by: "ana".into(), at: Timestamp::UNIX_EPOCH });
+    for (batch, hold) in [(&paused, Hold::Paused), (&cancelled, Hold::Cancelled), (&resumed, Hold::Paused)] {
+        engine.batches().hold(batch, held(hold)).await.unwrap();
+    }
+    engine.batches().hold(&resumed, None).await.unwrap();
+    let () = server.ask("FLUSHALL").await;
+    let newcomer = &fleet(&config, 1).await[0];
+    for (batch, hold) in [(&paused, Hold::Paused), (&cancelled, Hold::Cancelled)] {
+        until("it is said again", async || newcomer.batches().held(batch).filter(|held| *held == hold)).await;
+        assert_eq!(engine.batches().held(batch), Some(hold), "it was never in doubt");
+    }
+    assert_eq!(newcomer.batches().held(&resumed), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
