@@ -16,7 +16,7 @@ use pixfleet_shared::{
 use pixfleet_tests::{
     conformance::{
         self,
-        ledger::{intent, job, mark, mark_of, next, settlement},
+        ledger::{intent, job, mark, mark_of, next, replayed, settlement},
         process::{Process, until},
     },
     fault_proxy::{Fault, FaultProxy},
@@ -119,6 +119,23 @@ async fn an_answer_counts_though_whoever_paid_for_it_died_before_it_settled_the_
     engines[1].ledger().settled(mark(&second, End::Done));
     engines[1].ledger().flush().await;
     assert_eq!(tally(&engines[1], &name).await, Tally { ok: 2, ..OK }, "each turn once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_is_taken_out_of_its_batch_though_its_state_is_forgotten() {
+    let (config, name) = (Config { ledger_ttl_s: 1, ..config(&redis_url()) }, fresh_name("old"));
+    let engine = &fleet(&config, 1).await[0];
+    let dead = job(&name, 1);
+    engine.ledger().settled(mark_of(&dead, End::Dead, Tally { dead: 1, ..OK }));
+    engine.ledger().flush().await;
+    until("its state is forgotten", async || {
+        (engine.ledger().take_up(&dead).await.unwrap().known == Known::Clear).then_some(())
+    })
+    .await;
+    assert_eq!(tally(engine, &name).await, Tally { dead: 1, ..OK });
+    assert!(engine.ledger().reopen(&replayed(&dead)).await.unwrap());
+    assert_eq!(tally(engine, &name).await, OK);
+    assert!(!engine.ledger().reopen(&replayed(&dead)).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

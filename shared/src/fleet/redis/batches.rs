@@ -36,7 +36,6 @@ impl RedisLedger {
             .arg(expected.jobs)
             .arg(expected.results)
             .arg(u8::from(expected.closed))
-            .arg(self.ttl.as_secs())
     }
 }
 

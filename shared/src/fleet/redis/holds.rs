@@ -125,7 +125,7 @@ async fn look(holds: &Holds, wire: &Wire, keys: &Keys) -> Result<(), Away> {
     let work = move |mut connection: Connection| async move {
         ask.query_async::<HashMap<String, String>>(&mut connection).await
     };
-    let mut stored = wire.link.exchange(work).await?;
+    let mut stored = wire.link.look(work).await?;
     let name = stored.remove("");
     let mut held = read(&stored);
     for (batch, lost) in holds.lost(name.as_deref(), &held) {
