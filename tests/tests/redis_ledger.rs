@@ -22,7 +22,7 @@ use pixfleet_tests::{
     fault_proxy::{Fault, FaultProxy},
     private_redis::PrivateRedis,
     redis_fleet::{PATIENCE, config, fleet, processes},
-    redis_sets::Cluster,
+    redis_sets::{Cluster, Sentinels, master_and_replica},
     servers::{fresh_name, redis_url},
 };
 use tokio::{runtime::Runtime, time::timeout};
@@ -52,6 +52,22 @@ async fn a_cluster_keeps_all_of_it() {
     pixfleet_tests::ledger_conforms!(in turn three());
     pixfleet_tests::answers_conform!(in turn three());
     pixfleet_tests::batches_conform!(in turn three());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_while_another_master_takes_over_is_stored_once() {
+    let (mut master, replica) = master_and_replica(&[]).await;
+    let sentinels = Sentinels::watch(&master).await;
+    let config = config(&sentinels.url());
+    let (engine, other) = (&fleet(&config, 1).await[0], &fleet(&config, 1).await[0]);
+    let said = Said::begin(engine, &fresh_name("failover")).await;
+    // What the replica has of a later write, it has of all before.
+    let () = master.ask("SET behind-it 1").await;
+    replica.says("EXISTS behind-it", "1").await;
+    master.kill();
+    said.go_on(engine);
+    sentinels.agree_on(replica.port()).await;
+    said.is_stored(engine, other).await;
 }
 
 /// A process of the fleet that can be killed: it says no goodbye.
