@@ -24,14 +24,14 @@ use pixfleet_tests::{
     private_redis::PrivateRedis,
 };
 use redis::aio::MultiplexedConnection;
-use tokio::time::Instant;
+use tokio::time::{Instant, interval, sleep};
 
 const RESERVATIONS: usize = 20_000;
 const JOBS: usize = 1_000_000;
 const CALLS: usize = 20_000;
 const AT_ONCE: usize = 50;
 /// As long as names are: the bytes of a key count.
-const BATCH: &str = "listings-2026";
+const BATCH: &str = "listings";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -44,7 +44,12 @@ async fn main() -> Result<()> {
 
     reservations(&engine, &mut server).await?;
     calls(&engine, &mut server).await?;
-    settled(&engine, &mut server, jobs).await?;
+    for rate in [10, 100, 400] {
+        trips(&engine, rate).await?;
+    }
+    for of_batch in [1_000, 10_000, 100_000, 1_000_000] {
+        settled(&engine, &mut server, of_batch.clamp(jobs.min(100_000), jobs), of_batch).await?;
+    }
     answers(&engine, &mut server).await
 }
 
@@ -85,37 +90,49 @@ async fn calls(engine: &Redis, server: &mut Meter) -> Result<()> {
         ledger.flush().await;
     }
     server.end("a settled turn in its place", CALLS).await?;
-
-    // As a worker with so many jobs in hand says it.
-    let jobs: Vec<Job> = (CALLS..2 * CALLS).map(numbered).collect();
-    let before = engine.ledger_trips();
-    for some in jobs.chunks(AT_ONCE) {
-        let calls = some.iter().map(|job| async {
-            ledger.depart(&intent(job)).await?;
-            ledger.answered(&intent(job), Answered::Paid(settlement(job)));
-            ledger.settled(done(job));
-            Ok::<_, anyhow::Error>(())
-        });
-        try_join_all(calls).await?;
-    }
-    ledger.flush().await;
-    let trips = (engine.ledger_trips() - before) as f64 / CALLS as f64;
-    println!("{AT_ONCE} calls at once: {trips:.3} round trips of the ledger a call");
     Ok(())
 }
 
-async fn settled(engine: &Redis, server: &mut Meter, jobs: usize) -> Result<()> {
+/// Calls as a worker makes them, so many a second, each of 30 ms: how many round trips they share.
+async fn trips(engine: &Redis, rate: u32) -> Result<()> {
+    let ledger = engine.ledger();
+    let mut ticks = interval(Duration::from_secs(1) / rate);
+    let before = engine.ledger_trips();
+    let mut calls = Vec::new();
+    for n in 0..rate * 5 {
+        ticks.tick().await;
+        let (ledger, job) = (ledger.clone(), numbered(CALLS * rate as usize + n as usize));
+        calls.push(tokio::spawn(async move {
+            ledger.depart(&intent(&job)).await?;
+            sleep(Duration::from_millis(30)).await;
+            ledger.answered(&intent(&job), Answered::Paid(settlement(&job)));
+            sleep(Duration::from_millis(5)).await;
+            ledger.settled(done(&job));
+            Ok::<_, anyhow::Error>(())
+        }));
+    }
+    for call in &mut calls {
+        call.await??;
+    }
+    ledger.flush().await;
+    let trips = (engine.ledger_trips() - before) as f64 / calls.len() as f64;
+    println!("{rate} calls a second of one process: {trips:.2} round trips of the ledger a call");
+    Ok(())
+}
+
+async fn settled(engine: &Redis, server: &mut Meter, jobs: usize, of_batch: usize) -> Result<()> {
     let ledger = engine.ledger();
     server.begin().await?;
     for n in 0..jobs {
-        let job = Id::of(&[&n.to_be_bytes()]);
-        ledger.settled(Mark { job, batch: BATCH.parse()?, turn: 0, tally: one(), end: End::Done });
+        let job = Id::of(&[&n.to_be_bytes(), &of_batch.to_be_bytes()]);
+        let batch = format!("{BATCH}-{:05}", n / of_batch).parse()?;
+        ledger.settled(Mark { job, batch, turn: 0, tally: one(), end: End::Done });
         if n % 10_000 == 0 {
             ledger.flush().await;
         }
     }
     ledger.flush().await;
-    server.end(&format!("a settled job, {jobs} in batch `{BATCH}`"), jobs).await
+    server.end(&format!("a settled job, {jobs} in batches of {of_batch}"), jobs).await
 }
 
 async fn answers(engine: &Redis, server: &mut Meter) -> Result<()> {
