@@ -69,7 +69,8 @@ pub enum Known {
     Over,
     /// Its call was answered and is paid for: this is what follows from it.
     Answered(Box<Settlement>),
-    /// Another process makes its call at this moment. It is worth looking again after this time.
+    /// Its call is made at this moment, by another process, or by this one for another delivery. It is worth looking again
+    /// after this time.
     UnderWay(Duration),
     /// Its call left, and whoever made it can't tell any more what became of it.
     Unanswered(Box<Intent>),
@@ -196,7 +197,8 @@ pub trait Ledger: Send + Sync + 'static {
     /// Says what became of a call. Returns at once; told within milliseconds, as soon as the ledger can be reached.
     fn answered(&self, intent: &Intent, answered: Answered);
 
-    /// A call was never answered: it is listed, with what was decided. Returns at once, as [`answered`](Self::answered).
+    /// A call was never answered: it is listed, with what was decided, and nobody who meets it waits for it. Returns at once, as
+    /// [`answered`](Self::answered).
     fn lost(&self, intent: &Intent, then: Lost);
 
     /// Says that a turn is over. Returns at once, as [`answered`](Self::answered); unsaid, it costs at most a repetition that is

@@ -7,7 +7,7 @@ use pixfleet_tests::{
     private_redis::PrivateRedis,
     redis_fleet::{clients, config, everything_works, fleet, limiters, processes},
     redis_sets::{Cluster, Sentinels, master_and_replica},
-    servers::{fresh_name, repository},
+    servers::repository,
 };
 
 const PASSWORD: &str = "of-the-fleet";
@@ -40,9 +40,14 @@ async fn the_rights_of_the_page_are_enough_for_the_limiter_and_the_ledger() {
     conformance::limiter::a_shorter_hold_off_never_ends_a_longer_one("test", &clients).await;
     let () = server.ask("SCRIPT FLUSH").await;
     conformance::limiter::stacks_are_independent("test", clients[0]).await;
-    let name = fresh_name("acl");
-    let three = async || processes(fleet(&config, 3).await);
-    conformance::ledger::a_settled_job_is_known_to_every_process(&name, three().await).await;
+    let three = async || {
+        let config = as_user(&server.url());
+        let () = server.ask(&rights(&config.namespace)).await;
+        processes(fleet(&config, 3).await)
+    };
+    pixfleet_tests::ledger_conforms!(in turn three());
+    pixfleet_tests::answers_conform!(in turn three());
+    pixfleet_tests::batches_conform!(in turn three());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -241,6 +241,20 @@ pub async fn a_call_whose_time_is_over_is_unanswered(test: &str, fleet: Vec<Proc
     }
 }
 
+/// A call that nobody waits for any more is unanswered at once, though whoever made it lives and its time is not over.
+pub async fn a_call_that_is_lost_is_waited_for_by_nobody(test: &str, fleet: Vec<Process>) {
+    let job = job(test, 1);
+    let said = intent(&job);
+    assert_eq!(fleet[0].ledger.depart(&said).await.unwrap(), Known::Clear);
+    fleet[0].ledger.lost(&said, Lost::Resent);
+    fleet[0].ledger.flush().await;
+    for process in &fleet {
+        let unanswered = Known::Unanswered(Box::new(said.clone()));
+        assert_eq!(known(process, &job).await, unanswered);
+        assert_eq!(process.ledger.depart(&said).await.unwrap(), unanswered, "it has left");
+    }
+}
+
 /// Calls that were never answered are listed on their day, each once, with what was decided and what was found out.
 pub async fn lost_calls_are_listed_and_may_be_resolved(test: &str, fleet: Vec<Process>) {
     let jobs = [job(test, 1), job(test, 2)];

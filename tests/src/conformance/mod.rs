@@ -73,13 +73,11 @@ macro_rules! limiter_conforms {
 }
 
 /// A test for every promise of a ledger. `$open` is an async function that opens three processes of one fleet, of which
-/// nothing is known yet.
+/// nothing is known yet. After `in turn`: no tests, but a block that keeps all of them, one after the other.
 #[macro_export]
 macro_rules! ledger_conforms {
-    ($open:path) => {
-        $crate::fleet_conforms!(
-            ledger,
-            $open,
+    ($($open:tt)*) => {
+        $crate::fleet_conforms!(ledger, [$($open)*],
             a_settled_job_is_known_to_every_process,
             a_turn_may_be_settled_twice_and_is_counted_once,
             a_question_settles_nothing,
@@ -90,6 +88,7 @@ macro_rules! ledger_conforms {
             nobody_takes_back_the_call_of_another_one,
             a_call_whose_maker_died_is_unanswered,
             a_call_whose_time_is_over_is_unanswered,
+            a_call_that_is_lost_is_waited_for_by_nobody,
             lost_calls_are_listed_and_may_be_resolved,
             a_later_turn_makes_copies_of_earlier_ones_over,
             who_died_with_a_job_in_hand_is_counted,
@@ -105,10 +104,8 @@ macro_rules! ledger_conforms {
 /// A test for every promise of the answers that are kept. `$open` as for [`ledger_conforms`].
 #[macro_export]
 macro_rules! answers_conform {
-    ($open:path) => {
-        $crate::fleet_conforms!(
-            answers,
-            $open,
+    ($($open:tt)*) => {
+        $crate::fleet_conforms!(answers, [$($open)*],
             who_finds_nothing_has_the_claim_and_others_wait_for_the_answer,
             a_claim_that_is_given_up_is_the_next_ones,
             a_claim_ends_with_its_time,
@@ -124,10 +121,8 @@ macro_rules! answers_conform {
 /// A test for every promise of what is known of batches. `$open` as for [`ledger_conforms`].
 #[macro_export]
 macro_rules! batches_conform {
-    ($open:path) => {
-        $crate::fleet_conforms!(
-            batches,
-            $open,
+    ($($open:tt)*) => {
+        $crate::fleet_conforms!(batches, [$($open)*],
             what_a_producer_says_is_kept_and_never_shrinks,
             results_are_counted_by_what_they_are,
             a_batch_is_complete_with_its_last_result,
@@ -143,12 +138,16 @@ macro_rules! batches_conform {
 /// A test for each of these promises of a module here; see [`ledger_conforms`].
 #[macro_export]
 macro_rules! fleet_conforms {
-    ($seam:ident, $open:path, $($promise:ident),* $(,)?) => {$(
+    ($seam:ident, [in turn $open:expr], $($promise:ident),* $(,)?) => {$(
+        eprintln!("{}: {}", stringify!($seam), stringify!($promise));
+        let name = $crate::servers::fresh_name(stringify!($seam));
+        $crate::conformance::$seam::$promise(&name, $open.await).await;
+    )*};
+    ($seam:ident, [$open:path], $($promise:ident),* $(,)?) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $promise() {
-            let fleet: Vec<$crate::conformance::process::Process> = $open().await;
             let name = $crate::servers::fresh_name(stringify!($seam));
-            $crate::conformance::$seam::$promise(&name, fleet).await;
+            $crate::conformance::$seam::$promise(&name, $open().await).await;
         }
     )*};
 }

@@ -1,154 +1,185 @@
-//! The ledger on Redis: one small key a settled job, that goes by itself.
+//! The ledger on Redis: what is known of each call, each batch and each answer, in words that a clerk says.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use jiff::civil::Date;
-use tokio::sync::watch;
+use redis::{FromRedisValue, Value};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Background,
+    clerk::Clerk,
+    completion::Completion,
+    holds::{self, Holds},
+    keys::Keys,
     pool::{Away, Link},
-    servers::Connection,
+    wire::Wire,
+    word::{LATER, SOON, Word},
 };
 use crate::{
-    answers::{Answers, Kept, Recalled},
-    batch::BatchName,
-    batches::{Batches, Expected, Held, Hold, Progress},
     id::Id,
     job::Job,
     ledger::{
-        Answered, BillLine, End, Intent, Known, Ledger, LedgerError, Lost, Mark, Resolution, TakenUp,
-        Unanswered,
+        Answered, BillLine, Intent, Known, Ledger, LedgerError, Lost, Mark, Resolution, TakenUp, Unanswered,
     },
 };
 
-/// Settled jobs as keys `<namespace>:d:` and the job's id in 16 bytes, with the value 1, which Redis shares.
-///
-/// A million settled jobs take about 115 MB of Redis (7.0, namespace `pixfleet`) until their time is over.
+/// What stands in an index is said again so often, because a server may have lost it.
+const INDEXED_FOR: Duration = Duration::from_secs(60);
+/// Entries of indexes that are remembered as said.
+const MOST_INDEXED: usize = 10_000;
+
+/// The ledger, the answers and the batches of one process on Redis.
 pub struct RedisLedger {
-    link: Arc<Link>,
-    prefix: Vec<u8>,
-    ttl: Duration,
+    pub(super) link: Arc<Link>,
+    pub(super) keys: Keys,
+    /// This process among all that share the ledger: random.
+    pub(super) token: Arc<str>,
+    pub(super) ttl: Duration,
+    pub(super) clerk: Clerk,
+    pub(super) holds: Arc<Holds>,
+    pub(super) channel: String,
+    pub(super) completion: Completion,
+    /// The claims that are this process's, each with the number of its word.
+    pub(super) claims: Mutex<HashMap<Id, u64>>,
+    numbers: AtomicU64,
+    indexed: Mutex<HashMap<Vec<u8>, Instant>>,
     _background: Background,
 }
 
 impl RedisLedger {
-    pub(super) fn new(link: Arc<Link>, namespace: &str, ttl: Duration, background: Background) -> Self {
-        Self { link, prefix: format!("{namespace}:d:").into_bytes(), ttl, _background: background }
+    pub(super) fn new(
+        link: Arc<Link>,
+        wire: &Arc<Wire>,
+        ttl: Duration,
+        stop: CancellationToken,
+        background: Background,
+    ) -> Self {
+        let keys = Keys::new(wire.namespace.clone());
+        let token: Arc<str> = format!("{:012x}", rand::random::<u64>() >> 16).into();
+        let (completed, heard) = mpsc::unbounded_channel();
+        let holds = Arc::new(Holds::default());
+        tokio::spawn(holds::follow(holds.clone(), wire.clone(), keys.clone(), stop.clone()));
+        Self {
+            clerk: Clerk::start(link.clone(), &keys, &token, completed, stop),
+            link,
+            keys,
+            token,
+            ttl,
+            holds,
+            channel: wire.channel(),
+            completion: Completion::new(heard),
+            claims: Mutex::default(),
+            numbers: AtomicU64::new(0),
+            indexed: Mutex::default(),
+            _background: background,
+        }
     }
 
-    async fn known(&self, job: Id) -> Result<Known, LedgerError> {
-        let mut ask = redis::cmd("EXISTS");
-        ask.arg(self.key(job));
-        let known: bool = self
-            .link
-            .exchange(move |mut connection: Connection| async move { ask.query_async(&mut connection).await })
-            .await?;
-        Ok(if known { Known::Over } else { Known::Clear })
+    /// Round trips to the server so far, of what is said of calls, answers and batches.
+    pub fn trips(&self) -> u64 {
+        self.clerk.trips()
     }
 
-    fn key(&self, job: Id) -> Vec<u8> {
-        [&self.prefix[..], &job.to_bytes()].concat()
+    /// A number above all before.
+    pub(super) fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed) + 1
     }
+
+    /// Whether an entry of an index was not said lately.
+    pub(super) fn is_news(&self, entry: &[u8]) -> bool {
+        let mut indexed = self.indexed.lock().unwrap_or_else(PoisonError::into_inner);
+        if indexed.get(entry).is_some_and(|at| at.elapsed() < INDEXED_FOR) {
+            return false;
+        }
+        if indexed.len() >= MOST_INDEXED {
+            indexed.clear();
+        }
+        indexed.insert(entry.to_vec(), Instant::now());
+        true
+    }
+
+    /// Which of these processes are gone. Where that is not certain, none is.
+    pub(super) async fn gone(&self, tokens: &[String]) -> Result<Vec<bool>, LedgerError> {
+        if tokens.is_empty() || !self.clerk.is_certain() {
+            return Ok(vec![false; tokens.len()]);
+        }
+        let ask = |token: &String| Word::plain("EXISTS", &self.keys.process(token));
+        let values = self.clerk.ask(tokens.iter().map(ask).collect()).await?;
+        values.into_iter().map(|value| Ok(!read::<bool>(value)?)).collect()
+    }
+}
+
+/// What the server answered.
+pub(super) fn read<T: FromRedisValue>(value: Value) -> Result<T, LedgerError> {
+    redis::from_redis_value(value).map_err(|error| LedgerError::Away(format!("an answer of Redis: {error}")))
 }
 
 #[async_trait]
 impl Ledger for RedisLedger {
-    fn settled(&self, mark: Mark) {
-        if mark.end != End::Done {
-            return;
-        }
-        let mut tell = redis::cmd("SET");
-        tell.arg(self.key(mark.job)).arg(1).arg("EX").arg(self.ttl.as_secs());
-        let link = self.link.clone();
-        // For now: what is awaited elsewhere is pipelined here.
-        tokio::spawn(async move {
-            let said = link.exchange(move |mut connection: Connection| async move {
-                tell.exec_async(&mut connection).await
-            });
-            let _ = said.await;
-        });
-    }
-
     async fn take_up(&self, job: &Job) -> Result<TakenUp, LedgerError> {
-        Ok(TakenUp { known: self.known(job.id).await?, crashed: 0, unsure: 0 })
+        self.take_up_job(job).await
     }
 
-    fn let_go(&self, _job: &Job) {}
+    fn let_go(&self, job: &Job) {
+        let word = Word::plain("SREM", &self.keys.hands(&job.batch, job.id)).arg(&*self.token);
+        self.clerk.tell(word.within(LATER));
+    }
 
     async fn depart(&self, intent: &Intent) -> Result<Known, LedgerError> {
-        self.known(intent.job).await
+        self.depart_call(intent).await
     }
 
-    fn answered(&self, _intent: &Intent, _answered: Answered) {}
+    fn answered(&self, intent: &Intent, answered: Answered) {
+        self.tell_answered(intent, &answered);
+    }
 
-    fn lost(&self, _intent: &Intent, _then: Lost) {}
+    fn lost(&self, intent: &Intent, then: Lost) {
+        self.tell_lost(intent, then);
+    }
 
-    async fn reopen(&self, _job: &Job) -> Result<bool, LedgerError> {
-        Ok(true)
+    fn settled(&self, mark: Mark) {
+        self.tell_settled(&mark);
+    }
+
+    async fn reopen(&self, job: &Job) -> Result<bool, LedgerError> {
+        self.reopen_job(job).await
     }
 
     async fn flush(&self) {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        self.clerk.flush().await;
     }
 
     async fn days(&self) -> Result<Vec<Date>, LedgerError> {
-        Ok(Vec::new())
+        self.days_kept().await
     }
 
-    async fn unanswered(&self, _day: Date) -> Result<Vec<Unanswered>, LedgerError> {
-        Ok(Vec::new())
+    async fn unanswered(&self, day: Date) -> Result<Vec<Unanswered>, LedgerError> {
+        self.unanswered_on(day).await
     }
 
-    async fn resolve(&self, _day: Date, _call: Id, _resolution: &Resolution) -> Result<bool, LedgerError> {
-        Ok(false)
+    async fn resolve(&self, day: Date, call: Id, resolution: &Resolution) -> Result<bool, LedgerError> {
+        self.resolve_call(day, call, resolution).await
     }
 
-    async fn bill(&self, _day: Date) -> Result<Vec<BillLine>, LedgerError> {
-        Ok(Vec::new())
+    async fn bill(&self, day: Date) -> Result<Vec<BillLine>, LedgerError> {
+        self.bill_of(day).await
     }
 }
 
-#[async_trait]
-impl Answers for RedisLedger {
-    async fn recall(&self, keys: &[Id], _claim_for: Duration) -> Result<Vec<Recalled>, LedgerError> {
-        Ok(keys.iter().map(|_| Recalled::Claimed).collect())
-    }
-
-    fn keep(&self, _key: Id, _kept: Kept, _ttl: Duration) {}
-
-    fn give_up(&self, _key: Id) {}
-}
-
-#[async_trait]
-impl Batches for RedisLedger {
-    async fn expect(&self, _expected: &Expected) -> Result<(), LedgerError> {
-        Ok(())
-    }
-
-    fn held(&self, _batch: &BatchName) -> Option<Hold> {
-        None
-    }
-
-    fn changes(&self) -> watch::Receiver<u64> {
-        watch::channel(0).1
-    }
-
-    async fn hold(&self, _batch: &BatchName, held: Option<Held>) -> Result<Option<Held>, LedgerError> {
-        Ok(held)
-    }
-
-    async fn progress(&self, _batch: &BatchName) -> Result<Option<Progress>, LedgerError> {
-        Ok(None)
-    }
-
-    async fn list(&self) -> Result<Vec<Progress>, LedgerError> {
-        Ok(Vec::new())
-    }
-
-    async fn complete(&self) -> Progress {
-        std::future::pending().await
+impl RedisLedger {
+    /// Tells a word that has to be stored soon.
+    pub(super) fn tell(&self, word: Word) {
+        self.clerk.tell(word.within(SOON));
     }
 }
 

@@ -1,4 +1,5 @@
-//! Hears what the fleet says to itself, on a connection of its own: hold-offs, changed terms, shares to give up.
+//! Hears what the fleet says to itself, on a connection of its own: hold-offs, changed terms, shares to give up,
+//! batches that are kept or let go.
 //!
 //! A message is news, not the truth, which is in the stack's hash: after each new connection it is read again, and a
 //! server that may have lost it is told what this process remembers.
@@ -26,6 +27,7 @@ pub(super) async fn listen(wire: Arc<Wire>, stop: CancellationToken) {
         loop {
             let began = Instant::now();
             let Away(why) = wire.one_connection().await;
+            wire.listens(false);
             if began.elapsed() > MAX_BACKOFF {
                 backoff = MIN_BACKOFF;
             }
@@ -46,6 +48,7 @@ impl Wire {
             Err(away) => return away,
         };
         // Subscribed first: what is said while we read is heard as well.
+        self.listens(true);
         if let Err(away) = self.catch_up().await {
             return away;
         }
@@ -77,6 +80,7 @@ impl Wire {
             "held" => self.hear_of_hold_off(rest),
             "free" => self.hold_offs.forget(rest),
             "open" | "share" => {}
+            "holds" => return self.holds_hint.notify_one(),
             // Whoever asks next would learn it anyway; who waits has to be woken.
             "terms" => match self.terms(rest).await {
                 Ok(terms) => {

@@ -6,16 +6,27 @@
 
 mod address;
 mod ages;
+mod answers;
+mod batches;
+mod bill;
+mod calls;
+mod clerk;
+mod completion;
 mod config;
 mod hold_offs;
+mod holds;
+mod keys;
 mod ledger;
 mod limiter;
 mod listener;
 mod pool;
 mod reply;
+mod round;
+mod rounds;
 mod scripts;
 mod servers;
 mod wire;
+mod word;
 
 use std::{sync::Arc, time::Duration};
 
@@ -56,18 +67,21 @@ impl Redis {
         let stop = CancellationToken::new();
         let namespace: Arc<str> = config.namespace.as_str().into();
         tokio::spawn(pool::keep_probing(link.clone(), namespace.clone(), stop.clone()));
-        let wire = Arc::new(Wire::new(link.clone(), namespace.clone()));
+        let wire = Arc::new(Wire::new(link.clone(), namespace));
         tokio::spawn(listener::listen(wire.clone(), stop.clone()));
-        let background: Background = Arc::new(stop.drop_guard());
-        Ok(Self {
-            limiter: Arc::new(RedisLimiter::new(wire, background.clone())),
-            ledger: Arc::new(RedisLedger::new(link, &namespace, config.ledger_ttl(), background)),
-        })
+        let background: Background = Arc::new(stop.clone().drop_guard());
+        let ledger = RedisLedger::new(link, &wire, config.ledger_ttl(), stop, background.clone());
+        Ok(Self { limiter: Arc::new(RedisLimiter::new(wire, background)), ledger: Arc::new(ledger) })
     }
 
     /// The limiter.
     pub fn limiter(&self) -> Arc<RedisLimiter> {
         self.limiter.clone()
+    }
+
+    /// Round trips so far of what is said of calls, answers and batches.
+    pub fn ledger_trips(&self) -> u64 {
+        self.ledger.trips()
     }
 
     /// The ledger.

@@ -1,4 +1,5 @@
-//! The limiter's scripts. Each is loaded with every new connection, so that a call of one is a single round trip.
+//! The scripts of the limiter and of the ledger. Each is loaded with every new connection, so that a call of one is a single
+//! round trip.
 
 use redis::Script;
 
@@ -13,6 +14,23 @@ pub(super) struct Scripts {
     pub(super) amend: Script,
     pub(super) share: Script,
     pub(super) look: Script,
+    pub(super) depart: Script,
+    pub(super) answered: Script,
+    pub(super) settled: Script,
+    pub(super) take_up: Script,
+    pub(super) reopen: Script,
+    pub(super) expect: Script,
+    pub(super) say_complete: Script,
+    pub(super) hold: Script,
+    pub(super) claim: Script,
+    pub(super) give_up: Script,
+}
+
+/// A script behind what is known of a job's state.
+macro_rules! on_state {
+    ($file:literal) => {
+        Script::new(concat!(include_str!("state.lua"), include_str!($file)))
+    };
 }
 
 impl Scripts {
@@ -27,11 +45,43 @@ impl Scripts {
             amend: Script::new(include_str!("amend.lua")),
             share: Script::new(include_str!("share.lua")),
             look: Script::new(include_str!("look.lua")),
+            depart: on_state!("depart.lua"),
+            answered: on_state!("answered.lua"),
+            settled: on_state!("settled.lua"),
+            take_up: on_state!("take_up.lua"),
+            reopen: on_state!("reopen.lua"),
+            expect: on_state!("expect.lua"),
+            say_complete: Script::new(include_str!("say_complete.lua")),
+            hold: Script::new(include_str!("hold.lua")),
+            claim: Script::new(include_str!("claim.lua")),
+            give_up: Script::new(include_str!("give_up.lua")),
         }
     }
 
-    pub(super) fn all(&self) -> [&Script; 9] {
-        let Self { reserve, hold_off, open, late, refund, remember, amend, share, look } = self;
-        [reserve, hold_off, open, late, refund, remember, amend, share, look]
+    pub(super) fn all(&self) -> [&Script; 19] {
+        let Self { reserve, hold_off, open, late, refund, remember, amend, share, look, .. } = self;
+        let Self { depart, answered, settled, take_up, reopen, expect, say_complete, .. } = self;
+        let Self { hold, claim, give_up, .. } = self;
+        [
+            reserve,
+            hold_off,
+            open,
+            late,
+            refund,
+            remember,
+            amend,
+            share,
+            look,
+            depart,
+            answered,
+            settled,
+            take_up,
+            reopen,
+            expect,
+            say_complete,
+            hold,
+            claim,
+            give_up,
+        ]
     }
 }

@@ -1,9 +1,16 @@
 //! The limiter's exchanges with the server, one method a script; and what the process knows from them.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use redis::ScriptInvocation;
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
     hold_offs::{Held, HoldOffs},
@@ -36,6 +43,9 @@ pub(super) struct Wire {
     pub(super) clock: Clock,
     /// This process among those that share calls in flight: random.
     pub(super) process: String,
+    /// What keeps batches may have changed.
+    pub(super) holds_hint: Notify,
+    is_listening: AtomicBool,
 }
 
 /// One question of `reserve.lua`.
@@ -74,7 +84,20 @@ impl Wire {
             knowledge: Knowledge::default(),
             clock: Clock::new(),
             process: format!("{:016x}", rand::random::<u64>()),
+            holds_hint: Notify::new(),
+            is_listening: AtomicBool::new(false),
         }
+    }
+
+    /// Whether what the fleet says to itself is heard.
+    pub(super) fn is_listening(&self) -> bool {
+        self.is_listening.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn listens(&self, is_listening: bool) {
+        self.is_listening.store(is_listening, Ordering::Relaxed);
+        // What was said before was perhaps not heard.
+        self.holds_hint.notify_one();
     }
 
     /// The key of a stack's hash: `{<namespace>:limit:<stack>}`, all of it hash tag, so a cluster keeps it whole.

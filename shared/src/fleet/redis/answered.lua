@@ -1,0 +1,48 @@
+-- What became of a call: paid for, free, unsent, or lost: nobody will hear its answer any more. What was answered goes on the bill of its day, each call once.
+--
+-- KEYS  the batch, its dead letters, the job's shard, the call's payload, the batch's part of the day's bill
+-- ARGV  what, job, turn, process, call, number of the word, time to keep (s), tally, what follows, lines of the bill (how many;
+--       each its name and what it costs); and `again` where it may have been said before
+local batch, dead, shard, payload, bill = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local what, id, turn, token, call = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local n, ttl, lines = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[10])
+local again = ARGV[10 + 2 * lines + 1] == 'again'
+local state = read(shard, id)
+local news = false
+
+if what == 'paid' then
+  if turn < state.floor or (state.turn and state.turn > turn) then
+    -- Too late for anybody to use it, and paid for all the same.
+    news = not again
+  elseif state.kind == 'A' and state.turn == turn then
+    news = state.call ~= call and not again
+  else
+    overtake(state, turn, batch, dead, id)
+    write(shard, id, ttl, string.format('%.0f A %.0f %s %s', state.floor, turn, call, ARGV[8]))
+    redis.call('SET', payload, ARGV[9], 'EX', ttl)
+    news = true
+  end
+elseif what == 'lost' then
+  if state.kind == 'O' and state.turn == turn and state.call == call then
+    write(shard, id, ttl, string.format('%.0f O %.0f %s 0 %s %.0f', state.floor, turn, state.token, call, state.n))
+  end
+elseif state.kind == 'O' and state.turn == turn and state.token == token and state.call == call and state.n <= n then
+  write_floor(shard, id, ttl, state.floor)
+  redis.call('DEL', payload)
+  news = what == 'free'
+end
+
+if news then
+  for line = 1, lines do
+    local name, cost = ARGV[9 + 2 * line], tonumber(ARGV[10 + 2 * line])
+    redis.call('HINCRBY', bill, 'a' .. name, 1)
+    if what == 'paid' then
+      redis.call('HINCRBY', bill, 'c' .. name, 1)
+      if cost > 0 then
+        redis.call('HINCRBY', bill, 'm' .. name, cost)
+      end
+    end
+  end
+  keep(bill, KEPT)
+end
+return {}

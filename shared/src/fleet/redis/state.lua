@@ -1,0 +1,153 @@
+-- What is known of a job, and how it counts: the part that the scripts of the ledger share. It stands in front of each.
+--
+-- A job's state is a field of a hash, under the 16 bytes of its id:
+--   0                                         the job is done: all of its turns are over
+--   <floor>                                   turns below are over
+--   <floor> O <turn> <token> <until> <call> <n>   a call is under way: who makes it, until when (seconds; 0: it is lost), its id, its number
+--   <floor> A <turn> <call> <tally>               a call was answered and paid for, and is not yet settled
+--   <floor> D                                 the job is a dead letter; what it counts as is in the batch's hash of those,
+--                                             which is kept longer than states are
+-- Batches, dead letters and bills are kept for so many seconds without use: KEPT_DAYS of bill.rs.
+local KEPT = 400 * 86400
+local KINDS = {'ok', 'cached', 'rejected', 'dead', 'cancelled', 'ambiguous'}
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+-- Moves the end of a key where it has come nearer by an eighth: not each use of it is written down.
+local function keep(key, ttl)
+  if redis.call('TTL', key) < ttl * 7 / 8 then
+    redis.call('EXPIRE', key, ttl)
+  end
+end
+
+local function read(shard, id)
+  local stored = redis.call('HGET', shard, id)
+  if not stored then
+    return {floor = 0}
+  elseif stored == '0' then
+    return {floor = math.huge}
+  end
+  local words = {}
+  for word in string.gmatch(stored, '%S+') do
+    words[#words + 1] = word
+  end
+  local state = {floor = tonumber(words[1]), kind = words[2]}
+  if state.kind == 'O' then
+    state.turn, state.token, state.ends, state.call, state.n =
+      tonumber(words[3]), words[4], tonumber(words[5]), words[6], tonumber(words[7])
+  elseif state.kind == 'A' then
+    state.turn, state.call, state.tally = tonumber(words[3]), words[4], words[5]
+  end
+  return state
+end
+
+local function write(shard, id, ttl, stored)
+  if stored == nil then
+    redis.call('HDEL', shard, id)
+  else
+    redis.call('HSET', shard, id, stored)
+    keep(shard, ttl)
+  end
+end
+
+-- The state without a call.
+local function write_floor(shard, id, ttl, floor)
+  write(shard, id, ttl, floor > 0 and text(floor) or nil)
+end
+
+-- What stands against a call of this turn: nothing (nil), or what is to be answered. A payload that is gone is as old as
+-- all that is forgotten.
+local function against(state, turn, payload)
+  if turn < state.floor then
+    return {'over'}
+  end
+  if not state.turn or state.turn < turn then
+    return nil
+  end
+  if state.turn > turn then
+    return {'over'}
+  end
+  local said = redis.call('GET', payload)
+  if not said then
+    return nil
+  elseif state.kind == 'A' then
+    return {'answered', said}
+  elseif state.ends <= tonumber(redis.call('TIME')[1]) then
+    return {'unanswered', said}
+  end
+  return {'held', said, state.token}
+end
+
+-- Counts results of a batch; a negative number takes back.
+local function count(batch, tally)
+  local added = 0
+  for kind, number in pairs(tally) do
+    if number ~= 0 then
+      redis.call('HINCRBY', batch, kind, number)
+      added = added + number
+    end
+  end
+  if added == 0 then
+    return
+  end
+  if redis.call('HINCRBY', batch, 'total', added) == added then
+    local time = redis.call('TIME')
+    redis.call('HSETNX', batch, 'opened_at', string.format('%d%06d', time[1], time[2]))
+  end
+  keep(batch, KEPT)
+end
+
+-- Whether the batch's last result is there, and nobody has to say so yet; then it is for `token` to say, and what is known of
+-- the batch is answered.
+local function completed(batch, token)
+  local known = redis.call('HMGET', batch, 'closed', 'expected', 'total', 'said')
+  if known[1] == '1' and not known[4] and tonumber(known[3] or 0) >= tonumber(known[2] or 0) then
+    redis.call('HSET', batch, 'said', token)
+    return redis.call('HGETALL', batch)
+  end
+  return {}
+end
+
+-- The batch is no longer complete.
+local function uncompleted(batch)
+  local known = redis.call('HMGET', batch, 'expected', 'total', 'said')
+  if known[3] and tonumber(known[2] or 0) < tonumber(known[1] or 0) then
+    redis.call('HDEL', batch, 'said')
+  end
+end
+
+-- A dead letter is none any more: its results are taken out of the batch's.
+local function unbury(batch, dead, id)
+  local counted = redis.call('HGET', dead, id)
+  if counted then
+    redis.call('HDEL', dead, id)
+    local rejected, given_up, ambiguous = string.match(counted, '^(%d+) (%d+) (%d+)$')
+    if redis.call('HEXISTS', batch, 'total') == 1 then
+      count(batch, {rejected = -rejected, dead = -given_up, ambiguous = -ambiguous})
+      uncompleted(batch)
+    end
+  end
+end
+
+-- A message of a later turn shows that what followed from earlier ones is out. An answered one counts now, because nobody
+-- may be left to settle it; and a dead letter that goes on is none any more, heard or not. `buried`: the answered turn ended
+-- as a dead letter, which is now opened.
+local function overtake(state, turn, batch, dead, id, buried)
+  if state.kind == 'A' and state.turn < turn then
+    local tally, at = {}, 0
+    for number in string.gmatch(state.tally, '%d+') do
+      at = at + 1
+      tally[KINDS[at]] = tonumber(number)
+    end
+    if buried then
+      tally.rejected, tally.dead, tally.ambiguous = nil, nil, nil
+    end
+    count(batch, tally)
+    state.floor = math.max(state.floor, state.turn + 1)
+  elseif state.kind == 'D' and turn >= state.floor then
+    unbury(batch, dead, id)
+    state.kind = nil
+  end
+end
