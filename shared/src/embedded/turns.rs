@@ -191,6 +191,15 @@ fn take_back(db: &Connection, own: i64, intent: &Intent) -> rusqlite::Result<boo
     Ok(taken > 0)
 }
 
+/// A call was never answered: nobody waits for it any more, also while its maker lives and its time is not over.
+pub(super) fn lost(db: &Connection, intent: &Intent) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "UPDATE turns SET holder = 0, until_us = 0 WHERE job = ?1 AND call = ?2 AND answered = 0",
+    )?
+    .execute([intent.job.to_bytes(), intent.call.to_bytes()])
+    .map(drop)
+}
+
 /// A turn is over. Whether that is news; of a death it is remembered what it counts as, as JSON.
 pub(super) fn end(
     db: &Connection,
