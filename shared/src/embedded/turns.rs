@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
     bill,
+    json::json,
     process::{is_member, now_us},
     taken,
     untold::Told,
@@ -246,16 +247,4 @@ pub(super) fn reopen(db: &Connection, job: Id, turn: u64) -> rusqlite::Result<(b
         .execute(params![job.to_bytes(), turn])?;
     taken::forget(db, job)?;
     Ok((true, death))
-}
-
-/// `value` as JSON, in a file.
-pub(super) fn json<T: serde::Serialize>(value: &T) -> rusqlite::Result<Vec<u8>> {
-    serde_json::to_vec(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
-}
-
-/// What stands in a file as JSON.
-pub(super) fn of_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> rusqlite::Result<T> {
-    serde_json::from_slice(text).map_err(|error| {
-        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
-    })
 }
