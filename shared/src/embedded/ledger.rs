@@ -94,7 +94,10 @@ impl Ledger for EmbeddedLedger {
 
     fn lost(&self, intent: &Intent, then: Lost) {
         let intent = intent.clone();
-        self.store.write_unheard(move |db| bill::note(db, &intent, then));
+        self.store.write_unheard(move |db| {
+            turns::lost(db, &intent)?;
+            bill::note(db, &intent, then)
+        });
     }
 
     fn settled(&self, mark: Mark) {

@@ -16,6 +16,7 @@ mod dead_letters;
 mod file;
 mod intake;
 mod jobs;
+mod json;
 mod kept;
 mod ledger;
 mod lending;

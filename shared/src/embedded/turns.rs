@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
     bill,
+    json::json,
     process::{is_member, now_us},
     taken,
     untold::Told,
@@ -191,6 +192,15 @@ fn take_back(db: &Connection, own: i64, intent: &Intent) -> rusqlite::Result<boo
     Ok(taken > 0)
 }
 
+/// A call was never answered: nobody waits for it any more, also while its maker lives and its time is not over.
+pub(super) fn lost(db: &Connection, intent: &Intent) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "UPDATE turns SET holder = 0, until_us = 0 WHERE job = ?1 AND call = ?2 AND answered = 0",
+    )?
+    .execute([intent.job.to_bytes(), intent.call.to_bytes()])
+    .map(drop)
+}
+
 /// A turn is over. Whether that is news; of a death it is remembered what it counts as, as JSON.
 pub(super) fn end(
     db: &Connection,
@@ -237,16 +247,4 @@ pub(super) fn reopen(db: &Connection, job: Id, turn: u64) -> rusqlite::Result<(b
         .execute(params![job.to_bytes(), turn])?;
     taken::forget(db, job)?;
     Ok((true, death))
-}
-
-/// `value` as JSON, in a file.
-pub(super) fn json<T: serde::Serialize>(value: &T) -> rusqlite::Result<Vec<u8>> {
-    serde_json::to_vec(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
-}
-
-/// What stands in a file as JSON.
-pub(super) fn of_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> rusqlite::Result<T> {
-    serde_json::from_slice(text).map_err(|error| {
-        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
-    })
 }
