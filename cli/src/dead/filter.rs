@@ -1,6 +1,6 @@
 //! Which dead letters are meant.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::{Span, SpanRelativeTo, Timestamp};
 use pixfleet_shared::{
     batch::BatchName,
     queue::{DeadLetter, Reason},
@@ -77,10 +77,13 @@ fn when(text: &str) -> Result<Timestamp, String> {
     if let Ok(at) = text.parse::<Timestamp>() {
         return Ok(at);
     }
-    let ago = text.parse::<SignedDuration>().ok().filter(|ago| !ago.is_negative());
-    ago.and_then(|ago| Timestamp::now().checked_sub(ago).ok()).ok_or_else(|| {
-        "give how long ago, like 90s, 2h or `1d 12h`, or a moment, like 2026-11-26T10:00:00Z".to_owned()
-    })
+    // A day is 24 hours here: nobody means the hour that a change of the clock adds.
+    let ago = text.parse::<Span>().ok().filter(|ago| !ago.is_negative());
+    ago.and_then(|ago| ago.to_duration(SpanRelativeTo::days_are_24_hours()).ok())
+        .and_then(|ago| Timestamp::now().checked_sub(ago).ok())
+        .ok_or_else(|| {
+            "give how long ago, like 90s, 2h or `1d 12h`, or a moment, like 2026-11-26T10:00:00Z".to_owned()
+        })
 }
 
 /// The first digits of an id.
@@ -168,6 +171,13 @@ mod tests {
         assert!(!filter("--batch b1").unwrap().passes(&unreadable));
         assert!(filter("--reason rejected").unwrap().passes(&unreadable));
         assert!(Filter::of_id(&unreadable.id().to_string()).passes(&unreadable));
+    }
+
+    #[test]
+    fn a_time_is_how_long_ago_or_a_moment() {
+        let ago = |text: &str| Timestamp::now().duration_since(when(text).unwrap()).as_hours();
+        assert_eq!([ago("90m"), ago("2h"), ago("1d 12h"), ago("30d"), ago("2 weeks")], [1, 2, 36, 720, 336]);
+        assert_eq!(when("2026-11-26T11:00:00+01:00").unwrap(), "2026-11-26T10:00:00Z".parse().unwrap());
     }
 
     #[test]

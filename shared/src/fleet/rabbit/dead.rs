@@ -19,17 +19,15 @@ use lapin::{
     types::FieldTable,
 };
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::{
     deaths,
     declare::{bounded, depth},
     link::Up,
-    moving::Move,
     publisher::Publisher,
-    settle::{ack, dead_letter, job_message, unreadable_letter},
-    topology::{DEAD_QUEUE, DEAD_QUEUE_BEFORE, JOBS_EXCHANGE, away},
-    unconfirmed::Message as Outgoing,
+    settle::{ack, job_message},
+    topology::{DEAD_QUEUE, JOBS_EXCHANGE, away},
 };
 use crate::{
     job::Job,
@@ -98,25 +96,6 @@ async fn unwatched(up: &Up) -> Result<u64, QueueError> {
             }
             Some(_) => sleep(ASK_AGAIN).await,
         }
-    }
-}
-
-/// Letters of an earlier release's queue are moved to where they are looked at.
-pub(super) async fn bring_over(up: &Up, publisher: &Publisher) -> Result<(), QueueError> {
-    let queue = DEAD_QUEUE_BEFORE;
-    let letters = Move { up, publisher, queue, quiet: Duration::from_millis(500), sent_as: as_it_was };
-    let moved = letters.all().await?;
-    if moved > 0 {
-        info!(letters = moved, from = queue, to = DEAD_QUEUE, "dead letters of an earlier release");
-    }
-    Ok(())
-}
-
-fn as_it_was(message: Message) -> Result<Outgoing, QueueError> {
-    let death = deaths::read(&message);
-    match Job::from_message(&message.data) {
-        Ok(job) => dead_letter(&job, &death),
-        Err(_) => Ok(unreadable_letter(&death, message.data)),
     }
 }
 
