@@ -5,10 +5,8 @@
 //! what a window may hold follows from how large the letters of the last one were.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -58,10 +56,12 @@ pub(super) struct RabbitDeadLetters {
     windows: u32,
     /// Of those that there were when the look began: the ones not received yet.
     left: u64,
-    received: u64,
-    /// Letters that were replayed or purged.
-    ended: Arc<AtomicU64>,
+    last_tag: u64,
+    /// The tags of letters that were replayed or purged.
+    ended: Ended,
 }
+
+type Ended = Arc<Mutex<HashSet<u64>>>;
 
 struct Window {
     consumer: Consumer,
@@ -78,7 +78,7 @@ pub(super) async fn open(up: Up, publisher: Publisher) -> Result<RabbitDeadLette
     let left = unwatched(&up).await?;
     let channel = Arc::new(bounded(up.connection.create_channel()).await?);
     let ended = Arc::default();
-    Ok(RabbitDeadLetters { up, channel, publisher, window: None, windows: 0, left, received: 0, ended })
+    Ok(RabbitDeadLetters { up, channel, publisher, window: None, windows: 0, left, last_tag: 0, ended })
 }
 
 /// How many letters there are, once nobody else holds some of them.
@@ -162,7 +162,7 @@ impl RabbitDeadLetters {
         }
         size = size.min(u16::try_from(self.left).unwrap_or(u16::MAX)).max(1);
         self.windows += 1;
-        // Given back in the order of these names.
+        // The broker goes through them in the order of their names.
         let tag = format!("dead.{:08}", self.windows);
         bounded(self.channel.basic_qos(size, BasicQosOptions::default())).await?;
         let options = BasicConsumeOptions::default();
@@ -175,26 +175,42 @@ impl RabbitDeadLetters {
         bounded(self.channel.basic_cancel(window.consumer.tag(), BasicCancelOptions::default())).await
     }
 
-    /// Gives everything back, and waits (bounded) until it is there: the next look begins by counting.
+    /// Gives everything back in its order, and waits (bounded) until it is there: the next look begins by counting.
     async fn give_back(&mut self) -> Result<(), QueueError> {
-        if let Some(window) = self.window.take() {
+        if let Some(mut window) = self.window.take() {
             self.cancel(&window).await?;
+            // What was sent already comes first, then the end.
+            while let Ok(Some(Ok(message))) = timeout(SILENCE, window.consumer.next()).await {
+                self.last_tag = message.delivery_tag;
+            }
         }
-        if self.received > 0 {
-            let all = BasicNackOptions { multiple: true, requeue: true };
-            bounded(self.channel.basic_nack(0, all)).await?;
+        let kept = self.kept();
+        for last in handfuls(&kept) {
+            let handful = BasicNackOptions { multiple: true, requeue: true };
+            bounded(self.channel.basic_nack(last, handful)).await?;
         }
         bounded(self.channel.close(200, "seen".into())).await?;
-        let kept = self.received.saturating_sub(self.ended.load(Ordering::Relaxed));
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
             match depth(&self.up.connection, DEAD_QUEUE).await? {
-                Some(depth) if u64::from(depth.ready) < kept => sleep(ASK_AGAIN).await,
+                Some(depth) if (depth.ready as usize) < kept.len() => sleep(ASK_AGAIN).await,
                 _ => break,
             }
         }
         Ok(())
     }
+
+    /// The tags of the letters that were seen and not ended.
+    fn kept(&self) -> Vec<u64> {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        (1..=self.last_tag).filter(|tag| !ended.contains(tag)).collect()
+    }
+}
+
+/// The last tag of each handful. The broker (3.10) gives back what it is told of at once in the order of a hash map, which
+/// is the right one up to 32 messages.
+fn handfuls(kept: &[u64]) -> impl Iterator<Item = u64> {
+    kept.chunks(32).filter_map(|handful| handful.last().copied())
 }
 
 #[async_trait]
@@ -208,10 +224,11 @@ impl DeadLetters for RabbitDeadLetters {
             return Ok(None);
         };
         self.left -= 1;
-        self.received += 1;
+        self.last_tag = message.delivery_tag;
         let death = deaths::read(&message);
         let job = Job::from_message(&message.data).map_err(|_| message.data);
         let buried = RabbitBuried {
+            tag: message.delivery_tag,
             acker: message.acker,
             channel: self.channel.clone(),
             publisher: self.publisher.clone(),
@@ -229,11 +246,12 @@ impl DeadLetters for RabbitDeadLetters {
 
 /// The right to end one letter. Dropped, the letter stays where it is.
 struct RabbitBuried {
+    tag: u64,
     acker: Acker,
     /// lapin closes a channel with its last handle.
     channel: Arc<Channel>,
     publisher: Publisher,
-    ended: Arc<AtomicU64>,
+    ended: Ended,
 }
 
 #[async_trait]
@@ -243,7 +261,7 @@ impl Buried for RabbitBuried {
             self.publisher.publish(vec![job_message(&job, JOBS_EXCHANGE.to_owned())?]).await?;
         }
         ack(&self.acker).await?;
-        self.ended.fetch_add(1, Ordering::Relaxed);
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).insert(self.tag);
         drop(self.channel);
         Ok(())
     }

@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use lapin::Confirmation;
+use lapin::{Channel, Confirmation};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, interval, sleep, sleep_until, timeout},
@@ -26,6 +26,9 @@ use crate::queue::QueueError;
 
 /// Times that a message may come back as unroutable, with the topology declared anew in between.
 const MAX_RETURNS: u32 = 5;
+
+/// How often a channel is replaced on which a queue refuses messages again and again.
+const RENEW_EVERY: Duration = Duration::from_secs(5);
 
 /// A handle on the publishing task.
 #[derive(Clone)]
@@ -125,11 +128,11 @@ impl Owner {
     }
 
     async fn epoch(&mut self, up: &Up) -> Ended {
-        let channel = match timeout(self.confirm_timeout, open(up)).await {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => return Ended::Lost(error.to_string()),
-            Err(_) => return Ended::Lost("no publishing channel in time".to_owned()),
+        let mut channel = match self.open(up).await {
+            Ok(channel) => channel,
+            Err(lost) => return Ended::Lost(lost),
         };
+        let mut opened = Instant::now();
         let mut on_their_way: FuturesUnordered<Confirm> = FuturesUnordered::new();
         let mut progress = Instant::now();
         let mut check = interval(Duration::from_millis(500));
@@ -138,6 +141,15 @@ impl Owner {
         loop {
             self.unconfirmed.wake(Instant::now());
             self.show_trouble();
+            // A queue tells a channel that it refused when there is room again, but not (RabbitMQ 3.10) when the policy that
+            // bounded it is gone: a new channel finds out. What is on its way on the old one is still confirmed there.
+            if self.unconfirmed.is_stuck() && opened.elapsed() > RENEW_EVERY {
+                channel = match self.open(up).await {
+                    Ok(channel) => channel,
+                    Err(lost) => return Ended::Lost(lost),
+                };
+                opened = Instant::now();
+            }
             while !blocked && on_their_way.len() < self.max_unconfirmed {
                 let Some((number, message)) = self.unconfirmed.say_next() else { break };
                 on_their_way.push(Box::pin(say(channel.clone(), number, message)));
@@ -176,6 +188,13 @@ impl Owner {
                     }
                 }
             }
+        }
+    }
+
+    async fn open(&self, up: &Up) -> Result<Channel, String> {
+        match timeout(self.confirm_timeout, open(up)).await {
+            Ok(channel) => channel.map_err(|error| error.to_string()),
+            Err(_) => Err("no publishing channel in time".to_owned()),
         }
     }
 
