@@ -66,30 +66,7 @@ pub(crate) async fn wait(
     let since = Instant::now();
     let (mut intended, due) = (Intended::new(crew, serving, job), deadline::of(serving, job));
     loop {
-        let granted = tokio::select! {
-            granted = serving.desk.leave(job, weight) => granted,
-            () = crew.stopping.cancelled() => Ok(None),
-            () = deadline::passed(due) => return Err(deadline::missed(serving, job)),
-        };
-        // Heavier than the limits ever give at once: waiting would not help it.
-        let granted =
-            granted.map_err(|error| uncalled(crew, serving, job, Class::Rejected, &error.to_string()))?;
-        let leave = match granted {
-            None => return Err(Box::new(Ending::release(job, Duration::ZERO))),
-            Some(Granted::Parked { until, why }) => {
-                crew.park(&job.provider, until, &why);
-                if due.is_some_and(|due| due <= until) {
-                    return Err(deadline::missed(serving, job));
-                }
-                // With all providers parked no job is taken from the queue any more, and this one waits at its end.
-                let after = match crew.parked_until() {
-                    Some(_) => Duration::ZERO,
-                    None => until.saturating_duration_since(Instant::now()).min(LONGEST_PARKED),
-                };
-                return Err(Box::new(Ending::release(job, after)));
-            }
-            Some(Granted::Leave(leave)) => leave,
-        };
+        let leave = desk(crew, serving, job, weight, due).await?;
         crew.unpark(&job.provider);
         let account = &serving.accounts[leave.account];
         let AccountState { stack, client, .. } = account;
@@ -122,6 +99,40 @@ pub(crate) async fn wait(
         debug!(late_us = late_us(at), held, "slot forfeited");
         crew.board.metrics.slots_forfeited.get_or_create(&label).inc();
         give_back(crew, stack, leave.slot, weight).await;
+    }
+}
+
+/// The right to leave, from the desk; else the line ends here.
+async fn desk(
+    crew: &Crew,
+    serving: &Serving,
+    job: &Job,
+    weight: Weight,
+    due: Option<Instant>,
+) -> Result<Leave, Early> {
+    let granted = tokio::select! {
+        granted = serving.desk.leave(job, weight) => granted,
+        () = crew.stopping.cancelled() => Ok(None),
+        () = deadline::passed(due) => return Err(deadline::missed(serving, job)),
+    };
+    // Heavier than the limits ever give at once: waiting would not help it.
+    let granted =
+        granted.map_err(|error| uncalled(crew, serving, job, Class::Rejected, &error.to_string()))?;
+    match granted {
+        None => Err(Box::new(Ending::release(job, Duration::ZERO))),
+        Some(Granted::Parked { until, why }) => {
+            crew.park(&job.provider, until, &why);
+            if due.is_some_and(|due| due <= until) {
+                return Err(deadline::missed(serving, job));
+            }
+            // With all providers parked no job is taken from the queue any more, and this one waits at its end.
+            let after = match crew.parked_until() {
+                Some(_) => Duration::ZERO,
+                None => until.saturating_duration_since(Instant::now()).min(LONGEST_PARKED),
+            };
+            Err(Box::new(Ending::release(job, after)))
+        }
+        Some(Granted::Leave(leave)) => Ok(leave),
     }
 }
 

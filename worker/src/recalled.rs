@@ -4,11 +4,7 @@
 //! their order, so that no two jobs wait for each other. A claim ends with an answer, or when the line is left without one,
 //! whatever the reason.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use pixfleet_shared::{
@@ -30,6 +26,7 @@ use crate::{
     conclude::Ending,
     crew::{Crew, Serving},
     deadline,
+    flights::{Flight, Flights},
     image::{Picture, Prepared},
     provider::{ByUrl, Cache, Likeness},
     returned::{LEDGER_PATIENCE, LEDGER_PAUSE, rest},
@@ -42,42 +39,6 @@ const CLAIM_MARGIN: Duration = Duration::from_secs(600);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// It comes again after this time.
 const COMES_BACK: Duration = Duration::from_secs(5);
-
-/// The keys that jobs of this process are about at this moment, so that only one of them asks the fleet for each.
-#[derive(Debug, Default)]
-pub(crate) struct Flights(Mutex<HashMap<Id, watch::Receiver<()>>>);
-
-/// One job's turn at a key, until it is dropped.
-struct Flight<'a> {
-    flights: &'a Flights,
-    key: Id,
-    /// Whoever waits sees it dropped, once the key is free.
-    _over: watch::Sender<()>,
-}
-
-impl Flights {
-    /// The turn at `key`, or what changes when the job that has it is done.
-    fn take(&self, key: Id) -> Result<Flight<'_>, watch::Receiver<()>> {
-        let mut keys = self.lock();
-        if let Some(other) = keys.get(&key) {
-            return Err(other.clone());
-        }
-        let (over, seen) = watch::channel(());
-        keys.insert(key, seen);
-        Ok(Flight { flights: self, key, _over: over })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Id, watch::Receiver<()>>> {
-        // Nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Flight<'_> {
-    fn drop(&mut self) {
-        self.flights.lock().remove(&self.key);
-    }
-}
 
 /// What is known of a job's models before its call.
 pub(crate) struct Known<'a> {
@@ -314,17 +275,6 @@ impl Drop for Known<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn one_job_of_a_process_has_the_turn_and_the_others_hear_of_its_end() {
-        let (flights, key) = (Flights::default(), Id::of(&[b"k"]));
-        let first = flights.take(key).unwrap_or_else(|_| panic!("it is free"));
-        let mut end = flights.take(key).err().expect("it is taken");
-        assert!(flights.take(Id::of(&[b"other"])).is_ok());
-        drop(first);
-        assert!(end.changed().await.is_err(), "it ended");
-        assert!(flights.take(key).is_ok());
-    }
 
     #[test]
     fn turns_are_taken_in_order_up_to_the_first_that_another_job_has() {
