@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::{
     bill,
     process::{is_member, now_us},
+    taken,
     untold::Told,
 };
 use crate::{
@@ -211,7 +212,7 @@ pub(super) fn end(
     db.prepare_cached("DELETE FROM turns WHERE job = ?1 AND turn < ?2")?
         .execute(params![job.to_bytes(), floor])?;
     if end != End::Again {
-        forget_takers(db, job)?;
+        taken::forget(db, job)?;
     }
     Ok(news)
 }
@@ -234,34 +235,8 @@ pub(super) fn reopen(db: &Connection, job: Id, turn: u64) -> rusqlite::Result<(b
     .execute(params![job.to_bytes(), now_us() as i64, turn])?;
     db.prepare_cached("DELETE FROM turns WHERE job = ?1 AND turn < ?2")?
         .execute(params![job.to_bytes(), turn])?;
-    forget_takers(db, job)?;
+    taken::forget(db, job)?;
     Ok((true, death))
-}
-
-/// The process `own` has the job in hand; answers how many others had, and died, and how many still may have.
-pub(super) fn take_up(db: &Connection, own: i64, job: Id) -> rusqlite::Result<(u32, u32)> {
-    let mut query = db.prepare_cached("SELECT holder FROM taken WHERE job = ?1 AND holder <> ?2")?;
-    let others = query.query_map(params![job.to_bytes(), own], |row| row.get(0))?;
-    let (mut crashed, mut unsure) = (0, 0);
-    for other in others {
-        let count = if is_member(db, other?)? { &mut unsure } else { &mut crashed };
-        *count += 1;
-    }
-    db.prepare_cached("INSERT OR IGNORE INTO taken (job, holder) VALUES (?1, ?2)")?
-        .execute(params![job.to_bytes(), own])?;
-    Ok((crashed, unsure))
-}
-
-/// The process `own` has done with the job for now.
-pub(super) fn let_go(db: &Connection, own: i64, job: Id) -> rusqlite::Result<()> {
-    db.prepare_cached("DELETE FROM taken WHERE job = ?1 AND holder = ?2")?
-        .execute(params![job.to_bytes(), own])
-        .map(drop)
-}
-
-/// Who died of a job says nothing any more once it is done, given up, or sent again.
-fn forget_takers(db: &Connection, job: Id) -> rusqlite::Result<()> {
-    db.prepare_cached("DELETE FROM taken WHERE job = ?1")?.execute([job.to_bytes()]).map(drop)
 }
 
 /// `value` as JSON, in a file.
