@@ -24,6 +24,7 @@ use pixfleet_producer::{
 };
 use pixfleet_shared::{
     batch::BatchName,
+    batches::{Held, Hold},
     budget::Budget,
     embedded::{BatchCounts, Embedded},
     job::Priority,
@@ -210,6 +211,7 @@ impl Task {
         tokio::task::spawn_blocking(move || Record::run_alone(&store, &batch)).await??;
         let identity =
             Identity::new(&self.batch, &self.plan, Priority::Normal, STATE_FILE).with_budget(self.budget);
+        self.heed(embedded).await?;
         let record = record_within(embedded, &identity).await?;
         let mut collectors = Vec::new();
         for output in &self.outputs {
@@ -243,6 +245,27 @@ impl Task {
         shown.cancel();
         let _ = view.await;
         Ok(ended)
+    }
+
+    /// A batch that is paused would wait for ever; of one that is cancelled the rest is settled, without a call.
+    async fn heed(&self, embedded: &Embedded) -> anyhow::Result<()> {
+        let held = embedded.batches().progress(&self.batch).await?.and_then(|progress| progress.held);
+        let Some(Held { hold, by, .. }) = held else {
+            return Ok(());
+        };
+        let (batch, state) = (&self.batch, self.state.display());
+        match hold {
+            Hold::Paused => bail!(
+                "batch `{batch}` is paused by {by}: let it go on, `pixfleet batch resume {batch} --state {state}`, and run \
+                 the same command again"
+            ),
+            Hold::Cancelled => {
+                say(&format!(
+                    "batch `{batch}` was cancelled by {by}: its rest is settled so, and no call is made"
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn view(&self, args: &Args, embedded: &Embedded, board: &Arc<Board>) -> View {

@@ -17,6 +17,9 @@ pub const MAX_JOB_BYTES: usize = 1024 * 1024;
 /// Turns of a job from one replay to the next; attempts are at most a hundred.
 pub const TURNS_A_REPLAY: u64 = 1_000;
 
+/// The most that a job's message may say of a count of its own.
+const MOST_COUNTED: u32 = 1_000_000;
+
 /// The most turns that a batch may have for each of one of weight 1.
 pub const MOST_WEIGHT: u8 = 100;
 
@@ -274,6 +277,25 @@ impl Job {
         if bytes.len() > MAX_JOB_BYTES { Err(Unreadable::Oversize(bytes.len())) } else { Ok(bytes) }
     }
 
+    /// Whoever wrote the message: workers add to its counts, and tell its turns apart by them.
+    fn within_bounds(self) -> Result<Self, Unreadable> {
+        if self.models.is_empty() {
+            return Err(Unreadable::Malformed("`models` is empty".to_owned()));
+        }
+        let counts = [
+            ("attempt", self.attempt, TURNS_A_REPLAY as u32 - 1),
+            ("throttled", self.throttled, MOST_COUNTED),
+            ("ambiguous", self.ambiguous, MOST_COUNTED),
+            ("replays", self.replays, MOST_COUNTED),
+        ];
+        match counts.into_iter().find(|(_, count, most)| count > most) {
+            Some((name, count, most)) => {
+                Err(Unreadable::Malformed(format!("`{name}` is {count}; it may be {most} at most")))
+            }
+            None => Ok(self),
+        }
+    }
+
     /// Reads a message; every way in which it can be wrong has its own error.
     ///
     /// # Errors
@@ -290,8 +312,7 @@ impl Job {
         }
         let malformed = |error: serde_json::Error| Unreadable::Malformed(error.to_string());
         match serde_json::from_slice::<Self>(bytes) {
-            Ok(job) if job.v == WIRE_VERSION && !job.models.is_empty() => Ok(job),
-            Ok(job) if job.v == WIRE_VERSION => Err(Unreadable::Malformed("`models` is empty".to_owned())),
+            Ok(job) if job.v == WIRE_VERSION => job.within_bounds(),
             // A later version may not parse as this one: say that it is later, not that it is broken.
             read => match serde_json::from_slice::<Versioned>(bytes).map_err(malformed)? {
                 Versioned { v } if v != u64::from(WIRE_VERSION) => Err(Unreadable::UnknownVersion(v)),
@@ -336,6 +357,23 @@ mod tests {
         assert_ne!(one.id, job(&["a"]).id);
         assert_ne!(one.result_id("a"), one.result_id("b"));
         assert_eq!(one.result_id("a"), job(&["a"]).result_id("a"), "grouping does not change a result's id");
+    }
+
+    #[test]
+    fn counts_at_their_ends_are_no_job() {
+        type Set = fn(&mut Job);
+        let sets: [Set; 4] = [
+            |job| job.attempt = 1_000,
+            |job| job.throttled = u32::MAX,
+            |job| job.ambiguous = u32::MAX,
+            |job| job.replays = u32::MAX,
+        ];
+        for set in sets {
+            let mut job = job(&["a"]);
+            set(&mut job);
+            let error = Job::from_message(&job.to_message().unwrap()).unwrap_err();
+            assert!(matches!(&error, Unreadable::Malformed(why) if why.contains("at most")), "{error}");
+        }
     }
 
     #[test]

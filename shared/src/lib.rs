@@ -16,6 +16,7 @@ pub mod batches;
 pub mod budget;
 mod clock;
 pub mod embedded;
+pub mod failpoint;
 pub mod fleet;
 pub mod foresight;
 pub mod gcra;

@@ -1,7 +1,8 @@
 //! A TCP proxy that does to a connection what networks do: nothing at all, silence, slowness, a cut, another address.
 //!
 //! It knows nothing of what it carries. Bytes are never lost or changed: what a fault holds back arrives when it is
-//! over, as it does after a real silence that TCP outlived, unless one of the ends has given up by then.
+//! over, as it does after a real silence that TCP outlived, unless one of the ends has given up by then. Only a cut and a
+//! half-close end what is on the way.
 
 use std::{
     io,
@@ -12,9 +13,9 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinHandle,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 /// Chunks on the way in one direction, at most 16 KiB each; whoever sends more waits.
@@ -30,6 +31,15 @@ pub enum Fault {
     Blackhole,
     /// Questions arrive, answers do not.
     Mute,
+    /// Answers arrive, questions do not.
+    Deaf,
+    /// Of each connection so many bytes of answers arrive, and nothing after them: it falls silent in the middle of a
+    /// handshake.
+    SilentAfter(u64),
+    /// Each connection is reset as soon as so many bytes of answers have passed.
+    CutAfter(u64),
+    /// Bytes arrive one by one, with this pause between two, each way.
+    Drip(Duration),
     /// Each byte takes so much longer, each way.
     Delay(Duration),
 }
@@ -47,6 +57,8 @@ struct Network {
     fault: Fault,
     /// Grows with each cut.
     cuts: u64,
+    /// Grows with each half-close.
+    half_closes: u64,
 }
 
 impl FaultProxy {
@@ -54,7 +66,8 @@ impl FaultProxy {
     pub async fn start(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let own = listener.local_addr().expect("an address").port();
-        let (network, seen) = watch::channel(Network { upstream: local(port), fault: Fault::None, cuts: 0 });
+        let (network, seen) =
+            watch::channel(Network { upstream: local(port), fault: Fault::None, cuts: 0, half_closes: 0 });
         Self { port: own, network, accepting: tokio::spawn(accept(listener, seen)) }
     }
 
@@ -76,6 +89,11 @@ impl FaultProxy {
     /// Resets every connection that is there.
     pub fn reset(&self) {
         self.network.send_modify(|network| network.cuts += 1);
+    }
+
+    /// On every connection that is there, says that no answers will come any more, and goes on taking questions.
+    pub fn half_close(&self) {
+        self.network.send_modify(|network| network.half_closes += 1);
     }
 }
 
@@ -113,11 +131,13 @@ async fn carry(
     let (mut ends, cuts) = (network.clone(), network.borrow().cuts);
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
-    let there = one_way(from_client, to_server, network.clone(), false);
-    let back = one_way(from_server, to_client, network, true);
+    let cut = Notify::new();
+    let there = one_way(from_client, to_server, network.clone(), false, &cut);
+    let back = one_way(from_server, to_client, network, true, &cut);
     tokio::select! {
         _ = async { tokio::join!(there, back) } => return Ok(()),
         _ = ends.wait_for(|network| network.cuts != cuts) => {}
+        () = cut.notified() => {}
     }
     client.set_zero_linger()?;
     server.set_zero_linger()
@@ -126,10 +146,11 @@ async fn carry(
 async fn one_way(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut network: watch::Receiver<Network>,
+    network: watch::Receiver<Network>,
     is_answer: bool,
+    cut: &Notify,
 ) {
-    let (chunks, mut waiting) = mpsc::channel::<(Instant, Vec<u8>)>(IN_FLIGHT);
+    let (chunks, waiting) = mpsc::channel::<(Instant, Vec<u8>)>(IN_FLIGHT);
     let seen = network.clone();
     let read = async move {
         let mut buffer = vec![0; 16_384];
@@ -143,93 +164,82 @@ async fn one_way(
             }
         }
     };
+    let half_closes = network.borrow().half_closes;
+    let mut closing = network.clone();
     let write = async move {
-        while let Some((due, chunk)) = waiting.recv().await {
-            sleep_until(due).await;
-            passes(&mut network, is_answer).await;
-            if to.write_all(&chunk).await.is_err() {
-                return;
-            }
+        let half_closed = async {
+            let closed = |network: &Network| is_answer && network.half_closes != half_closes;
+            let _ = closing.wait_for(closed).await;
+        };
+        tokio::select! {
+            () = Way { network, is_answer, carried: 0 }.carry(&mut to, waiting, cut) => {}
+            // The other way goes on.
+            () = half_closed => { let _ = to.shutdown().await; }
         }
-        passes(&mut network, is_answer).await;
-        // An end that is gone needs no goodbye.
-        let _ = to.shutdown().await;
     };
     tokio::join!(read, write);
 }
 
-/// Waits until the network lets this direction through.
-async fn passes(network: &mut watch::Receiver<Network>, is_answer: bool) {
-    let open = |network: &Network| match network.fault {
-        Fault::Blackhole => false,
-        Fault::Mute => !is_answer,
-        Fault::None | Fault::Delay(_) => true,
-    };
-    // The proxy's end opens every way, so that its connections end too.
-    let _ = network.wait_for(open).await;
+/// One direction of one connection.
+struct Way {
+    network: watch::Receiver<Network>,
+    is_answer: bool,
+    carried: u64,
+}
+
+impl Way {
+    async fn carry(
+        mut self,
+        to: &mut (impl AsyncWrite + Unpin),
+        mut waiting: mpsc::Receiver<(Instant, Vec<u8>)>,
+        cut: &Notify,
+    ) {
+        while let Some((due, chunk)) = waiting.recv().await {
+            sleep_until(due).await;
+            let mut rest = &chunk[..];
+            while !rest.is_empty() {
+                let (most, pause) = self.passes().await;
+                if most == 0 {
+                    cut.notify_one();
+                    return;
+                }
+                let (now, later) = rest.split_at(rest.len().min(most));
+                if to.write_all(now).await.is_err() {
+                    return;
+                }
+                self.carried += now.len() as u64;
+                rest = later;
+                sleep(pause).await;
+            }
+        }
+        self.passes().await;
+        // An end that is gone needs no goodbye.
+        let _ = to.shutdown().await;
+    }
+
+    /// Waits until the network lets something through; answers how many bytes, and the pause after them. None at all is a cut.
+    async fn passes(&mut self) -> (usize, Duration) {
+        let (is_answer, carried) = (self.is_answer, self.carried);
+        let open = |network: &Network| match network.fault {
+            Fault::Blackhole => false,
+            Fault::Mute => !is_answer,
+            Fault::Deaf => is_answer,
+            Fault::SilentAfter(most) => !is_answer || carried < most,
+            Fault::None | Fault::Delay(_) | Fault::CutAfter(_) | Fault::Drip(_) => true,
+        };
+        // The proxy's end opens every way, so that its connections end too.
+        let fault = match self.network.wait_for(open).await {
+            Ok(network) => network.fault,
+            Err(_) => Fault::None,
+        };
+        let left = |most: u64| usize::try_from(most.saturating_sub(carried)).unwrap_or(usize::MAX);
+        match fault {
+            Fault::SilentAfter(most) | Fault::CutAfter(most) if is_answer => (left(most), Duration::ZERO),
+            Fault::Drip(pause) => (1, pause),
+            _ => (usize::MAX, Duration::ZERO),
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::time::timeout;
-
-    const SOON: Duration = Duration::from_secs(10);
-
-    /// A server that says everything back, and a connection to it through a proxy.
-    async fn echo() -> (FaultProxy, TcpStream) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let proxy = FaultProxy::start(listener.local_addr().unwrap().port()).await;
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                tokio::spawn(async move {
-                    let (mut read, mut write) = stream.split();
-                    tokio::io::copy(&mut read, &mut write).await
-                });
-            }
-        });
-        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).await.unwrap();
-        (proxy, client)
-    }
-
-    async fn answer(client: &mut TcpStream) -> Option<io::Result<u8>> {
-        timeout(Duration::from_millis(300), client.read_u8()).await.ok()
-    }
-
-    #[tokio::test]
-    async fn what_a_silence_held_back_arrives_when_it_is_over() {
-        for fault in [Fault::Blackhole, Fault::Mute] {
-            let (proxy, mut client) = echo().await;
-            client.write_u8(1).await.unwrap();
-            assert_eq!(answer(&mut client).await.unwrap().unwrap(), 1);
-            proxy.set(fault);
-            client.write_u8(2).await.unwrap();
-            assert!(answer(&mut client).await.is_none(), "{fault:?}");
-            proxy.set(Fault::None);
-            assert_eq!(timeout(SOON, client.read_u8()).await.unwrap().unwrap(), 2);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_delay_is_of_each_way() {
-        let (proxy, mut client) = echo().await;
-        proxy.set(Fault::Delay(Duration::from_millis(100)));
-        let sent = Instant::now();
-        client.write_u8(1).await.unwrap();
-        timeout(SOON, client.read_u8()).await.unwrap().unwrap();
-        assert!(sent.elapsed() >= Duration::from_millis(200));
-    }
-
-    #[tokio::test]
-    async fn a_reset_is_seen_at_once_and_a_new_connection_is_carried() {
-        let (proxy, mut client) = echo().await;
-        client.write_u8(1).await.unwrap();
-        timeout(SOON, client.read_u8()).await.unwrap().unwrap();
-        proxy.reset();
-        let error = timeout(SOON, client.read_u8()).await.unwrap().unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-        let mut next = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).await.unwrap();
-        next.write_u8(3).await.unwrap();
-        assert_eq!(timeout(SOON, next.read_u8()).await.unwrap().unwrap(), 3);
-    }
-}
+mod tests;

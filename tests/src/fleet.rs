@@ -147,12 +147,18 @@ impl Fleet {
 
     /// Starts a worker process and returns its number. It works as soon as its servers answer.
     pub fn start_worker(&mut self) -> usize {
+        self.start_worker_with(&[])
+    }
+
+    /// The same with further variables in its environment.
+    pub fn start_worker_with(&mut self, variables: &[(&str, &str)]) -> usize {
         let number = self.workers.len();
         let admin = free_address();
         let process = self
             .command(&["worker", "--json"])
             .env("PIXFLEET_ADMIN_LISTEN", &admin)
             .env("PIXFLEET_WORKER_NAME", format!("w{number}"))
+            .envs(variables.iter().copied())
             .stdout(Stdio::piped())
             .stderr(File::create(self.log_path(number)).unwrap())
             .spawn()
@@ -194,11 +200,45 @@ impl Fleet {
         worker.process.wait().unwrap();
     }
 
+    /// The workers that were started and not ended by the test.
+    pub fn workers(&self) -> Vec<usize> {
+        (0..self.workers.len()).filter(|number| self.workers[*number].is_some()).collect()
+    }
+
+    /// Whether a worker has ended by itself; then it is no longer among the [`workers`](Self::workers).
+    pub fn has_died(&mut self, number: usize) -> bool {
+        let worker = self.workers[number].as_mut().expect("a worker that was not ended");
+        let died = worker.process.try_wait().unwrap().is_some();
+        if died {
+            self.workers[number] = None;
+        }
+        died
+    }
+
+    /// Stops a worker in the middle of whatever it does: its connections stay, and nothing comes from it.
+    pub fn freeze(&self, number: usize) {
+        signal(&self.worker(number).process, "-STOP");
+    }
+
+    /// Ends a freeze.
+    pub fn thaw(&self, number: usize) {
+        signal(&self.worker(number).process, "-CONT");
+    }
+
+    /// What every key of this fleet in Redis begins with.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// A path in this fleet's own folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
     /// Asks a worker to drain, and returns its exit code and report.
     pub fn terminate(&mut self, number: usize) -> (i32, Value) {
         let mut worker = self.workers[number].take().expect("a running worker");
-        let told = Command::new("kill").args(["-TERM", &worker.process.id().to_string()]).status().unwrap();
-        assert!(told.success());
+        signal(&worker.process, "-TERM");
         let code = worker.process.wait().unwrap().code().unwrap_or(-1);
         let mut report = String::new();
         worker.process.stdout.take().unwrap().read_to_string(&mut report).unwrap();
@@ -378,6 +418,11 @@ pub fn busiest(moments: &[u64], window_us: u64) -> usize {
         most = most.max(last - first + 1);
     }
     most
+}
+
+fn signal(process: &Child, signal: &str) {
+    let told = Command::new("kill").args([signal, &process.id().to_string()]).status().unwrap();
+    assert!(told.success(), "kill {signal}");
 }
 
 fn free_address() -> String {

@@ -6,6 +6,7 @@ pub mod certificates;
 pub mod conformance;
 pub mod crash_loop;
 pub mod fault_proxy;
+pub mod faults;
 pub mod fleet;
 pub mod judges;
 pub mod one_machine;

@@ -3,6 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use pixfleet_shared::{
+    failpoint,
     job::Job,
     judge::{Lateness, lateness},
     ledger::Intent,
@@ -23,7 +24,7 @@ use crate::{
     intended::Intended,
     provider::PreparedRequest,
     slots::{Granted, Leave},
-    step::{Early, uncalled},
+    step::{Early, held, uncalled},
     usage,
 };
 
@@ -76,7 +77,7 @@ pub(crate) async fn wait(
             return Err(deadline::missed(serving, job));
         }
         match intended.record(account).await {
-            Ok(true) => {}
+            Ok(true) => failpoint::reached("after_intent"),
             unsaid => {
                 crew.board.metrics.slots_forfeited.get_or_create(&label).inc();
                 give_back(crew, stack, leave.slot, weight).await;
@@ -90,8 +91,9 @@ pub(crate) async fn wait(
         sleep_until(at.checked_sub(client.lead() + TIMER).unwrap_or(at)).await;
         let way = client.warm(&requests[leave.account].url);
         alarm::sleep_until(at).await;
+        let kept = held(crew, job);
         let held = crew.engines.limiter.held_until(stack).is_some_and(|until| until > Instant::now());
-        if !held && in_time(crew, account, at, &label).await {
+        if kept.is_ok() && !held && in_time(crew, account, at, &label).await {
             crew.board.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
             usage::took(crew, stack, weight);
             return Ok(Departure { leave, way, at, intent: intended.gone(account) });
@@ -99,6 +101,21 @@ pub(crate) async fn wait(
         debug!(late_us = late_us(at), held, "slot forfeited");
         crew.board.metrics.slots_forfeited.get_or_create(&label).inc();
         give_back(crew, stack, leave.slot, weight).await;
+        kept?;
+    }
+}
+
+/// Waits until something keeps the job's batch: then a job of it gives up its place among those that wait for a slot.
+async fn kept(crew: &Crew, job: &Job) -> Early {
+    let mut changes = crew.engines.batches.changes();
+    loop {
+        if let Err(early) = held(crew, job) {
+            return early;
+        }
+        if changes.changed().await.is_err() {
+            // Nobody is left who could say it.
+            return std::future::pending().await;
+        }
     }
 }
 
@@ -114,6 +131,7 @@ async fn desk(
         granted = serving.desk.leave(job, weight) => granted,
         () = crew.stopping.cancelled() => Ok(None),
         () = deadline::passed(due) => return Err(deadline::missed(serving, job)),
+        early = kept(crew, job) => return Err(early),
     };
     // Heavier than the limits ever give at once: waiting would not help it.
     let granted =

@@ -220,7 +220,8 @@ async fn drain(crew: &Crew, mut intake: Box<dyn Intake>, mut jobs: JoinSet<Settl
         report.count(ended);
     }
     report.left = jobs.len() as u64;
-    jobs.abort_all();
+    // Each lets go of what it has in hand.
+    jobs.shutdown().await;
     crew.engines.ledger.flush().await;
     let Report { completed, retried, released, dead, parked, lost, left } = *report;
     info!(completed, retried, released, dead, parked, lost, left, "drained");

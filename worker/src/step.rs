@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use pixfleet_shared::{
     batch::Tally,
     batches::Hold,
+    failpoint,
     job::Job,
     ledger::{Answered, End, Intent, Mark},
     queue::{Delivery, QueueError, Reason, Settlement, Then, Unsettled},
@@ -62,30 +63,53 @@ impl Settled {
 
 /// Works on one delivery and settles it.
 pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
-    let again = delivery.again;
+    let (again, worn) = (delivery.again, delivery.worn);
     let (job, unsettled) = delivery.split();
-    let worked = AssertUnwindSafe(line(&crew, &job, again)).catch_unwind().await;
+    let _hands = again.then(|| Hands { crew: &crew, job: &job });
+    failpoint::reached("after_receive");
+    let worked = AssertUnwindSafe(line(&crew, &job, again, worn)).catch_unwind().await;
     let ending = match worked {
         Ok(Ok(ending)) => ending,
         Ok(Err(early)) => *early,
         Err(panic) => panicked(&job, &*panic),
     };
     let settled = settle(&crew, &job, unsettled, ending).await;
-    if again {
-        crew.engines.ledger.let_go(&job);
-    }
     crew.board.metrics.settled.get_or_create(&SettleLabel { verb: settled.as_str() }).inc();
     settled
+}
+
+/// A job that was lent before, in this worker's hands. However its work ends, a worker that lives lets go of it: what is not
+/// let go of is a crash.
+struct Hands<'a> {
+    crew: &'a Crew,
+    job: &'a Job,
+}
+
+impl Drop for Hands<'_> {
+    fn drop(&mut self) {
+        self.crew.engines.ledger.let_go(self.job);
+    }
 }
 
 /// The line was left before a call.
 pub(crate) type Early = Box<Ending>;
 
 /// From a job to its ending.
-async fn line(crew: &Crew, job: &Job, again: bool) -> Result<Ending, Early> {
-    held(crew, job)?;
+async fn line(crew: &Crew, job: &Job, again: bool, worn: bool) -> Result<Ending, Early> {
+    if !again {
+        held(crew, job)?;
+    }
     let serving = serving(crew, job)?;
     let _alone = if again { returned::take_up(crew, serving, job).await? } else { None };
+    // What was paid for before its batch was stopped is published all the same.
+    held(crew, job)?;
+    if worn {
+        // The queue would give it up in silence, and its batch never be complete.
+        let why = "the job was delivered again and again, and nobody settled it: the workers' logs say why";
+        return Ok(conclude_given_up(job.clone(), Reason::DeliveryLimit, why));
+    }
+    failpoint::reached("after_take_up");
+    failpoint::taken_up(&job.image.id);
     deadline::check(serving, job)?;
     let since = Instant::now();
     let picture = picture(crew, serving, job).await?;
@@ -108,6 +132,7 @@ async fn called(
     let mut job = known.job.clone();
     let requests = requests(crew, serving, &job, &picture).await?;
     drop(picture);
+    failpoint::reached("after_prepare");
     for _ in 0..MOST_THROTTLED {
         let Made { outcome, verdict, intent } = one_call(crew, serving, &job, &requests).await?;
         crew.recent.record(prepared + outcome.duration);
@@ -116,10 +141,13 @@ async fn called(
             let charged = verdict.charged;
             known.learn(&verdict, &intent);
             let ending = known.joined(conclude(job, &facts, verdict, &policy(crew, serving)));
-            tell_ledger(crew, &intent, &outcome, charged, &ending);
+            tell_ledger(crew, serving, (&intent, &outcome), charged, &ending);
+            failpoint::reached("after_ledger_told");
             return Ok(ending);
         }
-        crew.engines.ledger.answered(&intent, Answered::Free);
+        if serving.provider.definition().ledger {
+            crew.engines.ledger.answered(&intent, Answered::Free);
+        }
         // Nothing counted: it waits for another slot, behind the hold-off, with all that it has ready.
         job.throttled += 1;
         held(crew, &job)?;
@@ -137,8 +165,17 @@ pub(crate) fn held(crew: &Crew, job: &Job) -> Result<(), Early> {
 }
 
 /// The ledger keeps what was paid for, before it is published, and lists what may have been.
-fn tell_ledger(crew: &Crew, intent: &Intent, outcome: &CallOutcome, charged: bool, ending: &Ending) {
-    let ledger = &crew.engines.ledger;
+fn tell_ledger(
+    crew: &Crew,
+    serving: &Serving,
+    made: (&Intent, &CallOutcome),
+    charged: bool,
+    ending: &Ending,
+) {
+    if !serving.provider.definition().ledger {
+        return;
+    }
+    let ((intent, outcome), ledger) = (made, &crew.engines.ledger);
     match (outcome.is_answered(), charged) {
         (true, true) => ledger.answered(intent, Answered::Paid(ending.settlement())),
         (false, true) => ledger.lost(intent, returned::lost(ending)),
@@ -180,9 +217,11 @@ async fn one_call(
     let Departure { leave, way, at, intent } = departure;
     let account = &serving.accounts[leave.account];
     crew.board.metrics.in_flight.inc();
+    failpoint::reached("before_send");
     let sent = way.send(&requests[leave.account], Some(at.into_std())).await;
     crew.board.metrics.in_flight.dec();
     drop((room, leave.room));
+    failpoint::reached("after_answer");
     let Sent { outcome, lateness, opened } = sent;
     way_went(crew, serving, account, lateness, opened);
     let verdict = classify(&serving.provider, &outcome, &job.models, Timestamp::now());
@@ -334,6 +373,7 @@ async fn settle(crew: &Crew, job: &Job, unsettled: Unsettled, ending: Ending) ->
         for label in &labels {
             crew.board.metrics.results.get_or_create(label).inc();
         }
+        failpoint::reached("before_settled_mark");
         if let Some(mark) = mark {
             crew.engines.ledger.settled(mark);
         }

@@ -83,8 +83,8 @@ fn floor(db: &Connection, job: Id) -> rusqlite::Result<i64> {
     Ok(floor.unwrap_or(0))
 }
 
-/// What is known of a turn. To its own `maker` a call under way is no news.
-pub(super) fn look(db: &Connection, job: Id, turn: u64, maker: Option<i64>) -> rusqlite::Result<Found> {
+/// What is known of a turn. To whoever makes it (the process and the call that are `own`) a call under way is no news.
+pub(super) fn look(db: &Connection, job: Id, turn: u64, own: Option<(i64, Id)>) -> rusqlite::Result<Found> {
     if floor(db, job)? > turn as i64 {
         return Ok(Found::Over);
     }
@@ -97,7 +97,7 @@ pub(super) fn look(db: &Connection, job: Id, turn: u64, maker: Option<i64>) -> r
     if open.answered {
         return Ok(Found::Answered(open.body));
     }
-    if maker == Some(open.holder) {
+    if own.is_some_and(|(holder, call)| holder == open.holder && call.to_bytes() == open.call) {
         return Ok(Found::Clear);
     }
     let left_us = open.until_us - now_us() as i64;
@@ -110,7 +110,7 @@ pub(super) fn look(db: &Connection, job: Id, turn: u64, maker: Option<i64>) -> r
 
 /// Records that a call is about to leave, unless what is known of its turn stands against it; `body` is its JSON.
 pub(super) fn depart(db: &Connection, own: i64, intent: &Intent, body: &[u8]) -> rusqlite::Result<Found> {
-    let found = look(db, intent.job, intent.turn, Some(own))?;
+    let found = look(db, intent.job, intent.turn, Some((own, intent.call)))?;
     if matches!(found, Found::Clear) {
         let until_us = now_us().saturating_add(intent.lasts_ms.saturating_mul(1_000));
         write(db, intent, false, own, until_us.min(i64::MAX as u64) as i64, body)?;

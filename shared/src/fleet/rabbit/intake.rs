@@ -13,16 +13,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use super::{
+    declare::declare,
     link::Link,
     publisher::Publisher,
     session::{Head, REQUEST_TIMEOUT, Session},
     settle::{self, RabbitSettle},
-    topology,
 };
 use crate::queue::{Delivery, Intake, QueueError};
 
 /// Jobs given back at the same time when an intake stops.
 const GIVEN_BACK_AT_ONCE: usize = 64;
+/// From so many deliveries on a job is about to be given up by the broker, which publishes no result for it.
+const WORN: i64 = super::topology::DELIVERY_LIMIT - 3;
 /// Pause before a lost session is opened again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(250);
 
@@ -93,9 +95,12 @@ impl Pump {
                 Err(error) => warn!(%error, "jobs can't be consumed"),
             }
             // A channel alone may have died (a queue was deleted): declare anew before consuming again.
-            if up.connection.status().connected() {
-                let _ = timeout(REQUEST_TIMEOUT, topology::declare(&up.connection, self.lanes)).await;
-            } else {
+            let mended = match up.connection.status().connected() {
+                true => timeout(REQUEST_TIMEOUT, declare(&up.connection, self.lanes)).await,
+                false => Ok(Err(QueueError::Away("the connection ended".to_owned()))),
+            };
+            // What can't be declared is found, said and waited for by the link.
+            if !matches!(mended, Ok(Ok(()))) {
                 self.link.retire(up.epoch);
             }
             tokio::select! {
@@ -173,9 +178,10 @@ impl Lender {
             Ok(mut job) => {
                 job.traceparent = job.traceparent.or_else(|| header(&message, "traceparent")?.parse().ok());
                 let again = message.redelivered;
+                let worn = deliveries(&message) >= WORN;
                 let Self { publisher, channel, tasks } = self.clone();
                 let settle = RabbitSettle::new(message.acker, channel, publisher, &job, tasks);
-                Some(Delivery::new(job, again, Box::new(settle)))
+                Some(Delivery::new(job, again, Box::new(settle)).worn(worn))
             }
             Err(why) => {
                 warn!(reason = why.reason().as_str(), bytes = message.data.len(), %why, "a message is no job");
@@ -188,6 +194,12 @@ impl Lender {
             }
         }
     }
+}
+
+/// How often a quorum queue delivered the message before.
+fn deliveries(message: &Message) -> i64 {
+    let headers = message.properties.headers().as_ref();
+    headers.and_then(|headers| headers.inner().get("x-delivery-count")?.as_long_long_int()).unwrap_or(0)
 }
 
 fn header(message: &Message, name: &str) -> Option<String> {
