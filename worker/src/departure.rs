@@ -105,8 +105,8 @@ pub(crate) async fn wait(
     }
 }
 
-/// Waits until something keeps the job's batch: then a job of it gives up its place among those that wait for a slot.
-async fn kept(crew: &Crew, job: &Job) -> Early {
+/// Waits until something keeps the job's batch: then a job of it gives up its place among those that wait.
+pub(crate) async fn kept(crew: &Crew, job: &Job) -> Early {
     let mut changes = crew.engines.batches.changes();
     loop {
         if let Err(early) = held(crew, job) {

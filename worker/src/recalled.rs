@@ -26,6 +26,7 @@ use crate::{
     conclude::Ending,
     crew::{Crew, Serving},
     deadline,
+    departure::kept,
     flights::{Flight, Flights},
     image::{Picture, Prepared},
     provider::{ByUrl, Cache, Likeness},
@@ -94,7 +95,7 @@ pub(crate) async fn recall<'a>(
         let busy = take_turns(&crew.flights, &mut wanted);
         let own = wanted.iter().take_while(|wanted| wanted.turn.is_some()).count();
         if own == 0 {
-            await_other(crew, job, busy, since + PATIENCE).await?;
+            await_other(crew, serving, job, busy, since + PATIENCE).await?;
             continue;
         }
         let keys: Vec<Id> = wanted[..own].iter().map(|wanted| wanted.key).collect();
@@ -137,6 +138,7 @@ fn take_turns<'a>(flights: &'a Flights, wanted: &mut [Wanted<'a>]) -> Option<wat
 
 async fn await_other(
     crew: &Crew,
+    serving: &Serving,
     job: &Job,
     other: Option<watch::Receiver<()>>,
     until: Instant,
@@ -145,6 +147,8 @@ async fn await_other(
     tokio::select! {
         // It never changes, it ends.
         _ = timeout_at(until, other.changed()) => Ok(()),
+        early = kept(crew, job) => Err(early),
+        () = deadline::passed(deadline::of(serving, job)) => Err(deadline::missed(serving, job)),
         () = crew.stopping.cancelled() => Err(Box::new(Ending::release(job, Duration::ZERO))),
     }
 }
