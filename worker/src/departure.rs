@@ -67,31 +67,7 @@ pub(crate) async fn wait(
     let since = Instant::now();
     let (mut intended, due) = (Intended::new(crew, serving, job), deadline::of(serving, job));
     loop {
-        let granted = tokio::select! {
-            granted = serving.desk.leave(job, weight) => granted,
-            () = crew.stopping.cancelled() => Ok(None),
-            () = deadline::passed(due) => return Err(deadline::missed(serving, job)),
-            early = kept(crew, job) => return Err(early),
-        };
-        // Heavier than the limits ever give at once: waiting would not help it.
-        let granted =
-            granted.map_err(|error| uncalled(crew, serving, job, Class::Rejected, &error.to_string()))?;
-        let leave = match granted {
-            None => return Err(Box::new(Ending::release(job, Duration::ZERO))),
-            Some(Granted::Parked { until, why }) => {
-                crew.park(&job.provider, until, &why);
-                if due.is_some_and(|due| due <= until) {
-                    return Err(deadline::missed(serving, job));
-                }
-                // With all providers parked no job is taken from the queue any more, and this one waits at its end.
-                let after = match crew.parked_until() {
-                    Some(_) => Duration::ZERO,
-                    None => until.saturating_duration_since(Instant::now()).min(LONGEST_PARKED),
-                };
-                return Err(Box::new(Ending::release(job, after)));
-            }
-            Some(Granted::Leave(leave)) => leave,
-        };
+        let leave = desk(crew, serving, job, weight, due).await?;
         crew.unpark(&job.provider);
         let account = &serving.accounts[leave.account];
         let AccountState { stack, client, .. } = account;
@@ -129,8 +105,8 @@ pub(crate) async fn wait(
     }
 }
 
-/// Waits until something keeps the job's batch: then a job of it gives up its place among those that wait for a slot.
-async fn kept(crew: &Crew, job: &Job) -> Early {
+/// Waits until something keeps the job's batch: then a job of it gives up its place among those that wait.
+pub(crate) async fn kept(crew: &Crew, job: &Job) -> Early {
     let mut changes = crew.engines.batches.changes();
     loop {
         if let Err(early) = held(crew, job) {
@@ -140,6 +116,41 @@ async fn kept(crew: &Crew, job: &Job) -> Early {
             // Nobody is left who could say it.
             return std::future::pending().await;
         }
+    }
+}
+
+/// The right to leave, from the desk; else the line ends here.
+async fn desk(
+    crew: &Crew,
+    serving: &Serving,
+    job: &Job,
+    weight: Weight,
+    due: Option<Instant>,
+) -> Result<Leave, Early> {
+    let granted = tokio::select! {
+        granted = serving.desk.leave(job, weight) => granted,
+        () = crew.stopping.cancelled() => Ok(None),
+        () = deadline::passed(due) => return Err(deadline::missed(serving, job)),
+        early = kept(crew, job) => return Err(early),
+    };
+    // Heavier than the limits ever give at once: waiting would not help it.
+    let granted =
+        granted.map_err(|error| uncalled(crew, serving, job, Class::Rejected, &error.to_string()))?;
+    match granted {
+        None => Err(Box::new(Ending::release(job, Duration::ZERO))),
+        Some(Granted::Parked { until, why }) => {
+            crew.park(&job.provider, until, &why);
+            if due.is_some_and(|due| due <= until) {
+                return Err(deadline::missed(serving, job));
+            }
+            // With all providers parked no job is taken from the queue any more, and this one waits at its end.
+            let after = match crew.parked_until() {
+                Some(_) => Duration::ZERO,
+                None => until.saturating_duration_since(Instant::now()).min(LONGEST_PARKED),
+            };
+            Err(Box::new(Ending::release(job, after)))
+        }
+        Some(Granted::Leave(leave)) => Ok(leave),
     }
 }
 

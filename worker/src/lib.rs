@@ -18,6 +18,7 @@ mod config;
 mod crew;
 mod deadline;
 mod departure;
+mod flights;
 pub mod image;
 mod intended;
 mod pace;

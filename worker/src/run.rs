@@ -23,10 +23,10 @@ use crate::{
     closing,
     config::Config,
     crew::{Board, Crew, Engines, Recent, Serving},
+    flights::Flights,
     image::Images,
     pace::{self, Seen},
     provider::Provider,
-    recalled::Flights,
     step::{Settled, step},
     usage,
 };
