@@ -18,6 +18,7 @@ mod config;
 mod crew;
 mod deadline;
 mod departure;
+mod hands;
 pub mod image;
 mod intended;
 mod pace;

@@ -66,7 +66,19 @@ pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
     let again = delivery.again;
     let (job, unsettled) = delivery.split();
     failpoint::reached("after_receive");
-    let worked = AssertUnwindSafe(line(&crew, &job, again)).catch_unwind().await;
+    // Until it is settled: a second delivery of the job finds all that came of the first.
+    let hand = tokio::select! {
+        biased;
+        hand = crew.hands.take(job.id) => Some(hand),
+        () = crew.stopping.cancelled() => None,
+    };
+    let line = async {
+        match &hand {
+            Some(_) => line(&crew, &job, again).await,
+            None => Err(Box::new(Ending::release(&job, Duration::ZERO))),
+        }
+    };
+    let worked = AssertUnwindSafe(line).catch_unwind().await;
     let ending = match worked {
         Ok(Ok(ending)) => ending,
         Ok(Err(early)) => *early,
