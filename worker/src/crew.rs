@@ -29,6 +29,7 @@ use crate::{
     client::{Client, NoClient},
     config::Config,
     flights::Flights,
+    hands::Hands,
     image::Images,
     pace,
     provider::Provider,
@@ -110,6 +111,7 @@ pub(crate) struct Crew {
     pub(crate) flights: Flights,
     /// One job at a time of those that may have killed a worker.
     pub(crate) suspects: Semaphore,
+    pub(crate) hands: Hands,
     /// No slot is asked for any more; what waits for one goes back.
     pub(crate) stopping: CancellationToken,
     /// Providers to which nothing can leave for long, and until when.

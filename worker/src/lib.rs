@@ -19,6 +19,7 @@ mod crew;
 mod deadline;
 mod departure;
 mod flights;
+mod hands;
 pub mod image;
 mod intended;
 mod pace;

@@ -24,6 +24,7 @@ use crate::{
     config::Config,
     crew::{Board, Crew, Engines, Recent, Serving},
     flights::Flights,
+    hands::Hands,
     image::Images,
     pace::{self, Seen},
     provider::Provider,
@@ -193,6 +194,7 @@ fn muster(
         spent: Spent::default(),
         flights: Flights::default(),
         suspects: Semaphore::new(1),
+        hands: Hands::default(),
         stopping: CancellationToken::new(),
         parked: std::sync::Mutex::default(),
     })

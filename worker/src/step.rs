@@ -65,9 +65,21 @@ impl Settled {
 pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
     let (again, worn) = (delivery.again, delivery.worn);
     let (job, unsettled) = delivery.split();
-    let _hands = again.then(|| Hands { crew: &crew, job: &job });
+    let _taken = again.then(|| Taken { crew: &crew, job: &job });
     failpoint::reached("after_receive");
-    let worked = AssertUnwindSafe(line(&crew, &job, again, worn)).catch_unwind().await;
+    // Until it is settled: a second delivery of the job finds all that came of the first.
+    let hand = tokio::select! {
+        biased;
+        hand = crew.hands.take(job.id) => Some(hand),
+        () = crew.stopping.cancelled() => None,
+    };
+    let line = async {
+        match &hand {
+            Some(_) => line(&crew, &job, again, worn).await,
+            None => Err(Box::new(Ending::release(&job, Duration::ZERO))),
+        }
+    };
+    let worked = AssertUnwindSafe(line).catch_unwind().await;
     let ending = match worked {
         Ok(Ok(ending)) => ending,
         Ok(Err(early)) => *early,
@@ -80,12 +92,12 @@ pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
 
 /// A job that was lent before, in this worker's hands. However its work ends, a worker that lives lets go of it: what is not
 /// let go of is a crash.
-struct Hands<'a> {
+struct Taken<'a> {
     crew: &'a Crew,
     job: &'a Job,
 }
 
-impl Drop for Hands<'_> {
+impl Drop for Taken<'_> {
     fn drop(&mut self) {
         self.crew.engines.ledger.let_go(self.job);
     }

@@ -183,6 +183,10 @@ fn paid(history: &History, received: &Results, problems: &mut BTreeSet<Problem>)
         problems.insert(Problem::Stray(call.url.clone()));
     }
     let charged = charged_by_url(history);
+    let mut unreadable: HashMap<&str, usize> = HashMap::new();
+    for call in history.calls.iter().filter(|call| call.unreadable) {
+        *unreadable.entry(call.url.as_str()).or_default() += 1;
+    }
     let (mut listed, mut resent): (HashMap<Id, usize>, HashMap<Id, usize>) = Default::default();
     for call in &history.listed {
         *listed.entry(call.job).or_default() += 1;
@@ -190,16 +194,17 @@ fn paid(history: &History, received: &Results, problems: &mut BTreeSet<Problem>)
     }
     for (job, one) in &history.wanted {
         let charged = charged.get(one.url.as_str()).copied().unwrap_or_default();
+        let unreadable = unreadable.get(one.url.as_str()).copied().unwrap_or_default();
         let (listed, resent) = (listed.get(job).copied().unwrap_or(0), resent.get(job).copied().unwrap_or(0));
         let allowed = match history.policy {
             Policy::Park => 1,
-            Policy::ResendOnce => 1 + resent.min(1),
+            Policy::ResendOnce => 1 + (resent + unreadable).min(1),
         };
         if charged > allowed {
             problems.insert(Problem::PaidTwice(*job, charged));
         }
         let answered = one.results.iter().any(|id| received.by_id.get(id).is_some_and(|seen| seen.answered));
-        if charged > usize::from(answered) + listed {
+        if charged > usize::from(answered) + listed + unreadable {
             problems.insert(Problem::Unlisted(*job, charged));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pixfleet_sandbox::{Line, Outcome as Served};
+use pixfleet_sandbox::{Fault, Line, Outcome as Served};
 use pixfleet_shared::{
     batches::Progress,
     id::Id,
@@ -78,6 +78,8 @@ pub struct CallSeen {
     pub url: String,
     /// Whether it is on the bill.
     pub charged: bool,
+    /// Whether its answer was whole, and nobody could read it: known as paid for, and of no use.
+    pub unreadable: bool,
 }
 
 /// A call that was never answered, as the ledger lists it.
@@ -95,7 +97,8 @@ pub enum Policy {
     /// They are never sent again: no job is charged twice.
     #[default]
     Park,
-    /// They are sent again once: a job is charged twice at most, and only where that is listed.
+    /// They are sent again once: a job is charged twice at most, and only where that is listed, or the first
+    /// answer could not be read.
     ResendOnce,
 }
 
@@ -125,6 +128,7 @@ impl CallSeen {
             Served::Faulted(fault) => fault.is_charged(),
             Served::Throttled | Served::Rejected => false,
         };
-        Some(Self { url: line.image?, charged })
+        let unreadable = matches!(line.outcome, Served::Faulted(Fault::Malformed | Fault::Huge));
+        Some(Self { url: line.image?, charged, unreadable })
     }
 }

@@ -134,6 +134,8 @@ pub struct Stage {
     pub notes: Vec<String>,
     /// Problems that belong to what was done to the servers.
     pub pardoned: Vec<fn(&Problem) -> bool>,
+    /// Whether workers may die of a job.
+    pub mortal: bool,
     /// The Redis that holds the ledger at the end.
     pub ledger_url: String,
     /// When the fault began, and when it was over, in microseconds since 1970.
@@ -180,6 +182,7 @@ impl Stage {
             problems: Vec::new(),
             notes: Vec::new(),
             pardoned: Vec::new(),
+            mortal: false,
             name,
             wanted: BTreeMap::new(),
             policy: setting.policy,
@@ -374,6 +377,12 @@ impl Stage {
         let vhost = gather::vhost(&self.broker_url).to_owned();
         let left = gather::drained(&vhost).await;
         for number in self.fleet.workers() {
+            if self.fleet.has_died(number) {
+                if !self.mortal {
+                    self.problems.push(format!("worker {number} has died"));
+                }
+                continue;
+            }
             let (code, report) = self.fleet.terminate(number);
             if code != 0 {
                 self.problems.push(format!("worker {number} ended with {code}: {report}"));

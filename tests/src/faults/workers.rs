@@ -10,7 +10,10 @@ use pixfleet_shared::{
 use rand::{RngExt, seq::SliceRandom};
 use tokio::time::{Instant, sleep};
 
-use super::stage::{BATCH, Plan, Report, Setting, Stage};
+use super::{
+    history::Policy,
+    stage::{BATCH, Plan, Report, Setting, Stage},
+};
 use crate::fleet::job;
 
 /// The heartbeat is 5 s: twice that, and the broker has given a silent worker up.
@@ -144,6 +147,7 @@ pub(super) async fn poison(plan: Plan) -> Report {
     stage.fleet.queue.enqueue(vec![poison.clone()]).await.unwrap();
     stage.enqueue().await;
     stage.uncounted();
+    stage.mortal = true;
     let mut deaths = 0;
     let failpoint = [("FAILPOINTS", "poison=return")];
     for _ in 0..plan.workers {
@@ -171,7 +175,8 @@ pub(super) async fn poison(plan: Plan) -> Report {
 /// One worker has every job in hand and is killed; another one that waits has them at once.
 pub(super) async fn taken_over(plan: Plan) -> Report {
     let jobs = plan.jobs.min(60);
-    let setting = Setting { concurrency: 64, ..slow(1_500) };
+    // What was in hand is made again: under `park` it would be a dead letter.
+    let setting = Setting { concurrency: 64, policy: Policy::ResendOnce, ..slow(1_500) };
     let mut stage = Stage::set("taken_over", Plan { jobs, ..plan }, setting).await;
     let first = stage.fleet.start_worker();
     stage.enqueue().await;

@@ -18,7 +18,7 @@ fn seen(n: usize) -> Seen {
 }
 
 fn called(n: usize) -> CallSeen {
-    CallSeen { url: url(n), charged: true }
+    CallSeen { url: url(n), charged: true, unreadable: false }
 }
 
 /// Ten jobs that were answered, each by one call.
@@ -156,6 +156,14 @@ fn resent_once_a_second_charge_is_allowed_where_it_is_listed_and_never_a_third()
     listed.calls.push(called(3));
     listed.listed.push(Listed { job: id("job", 3), then: Lost::Resent });
     assert_eq!(check(&listed), [Problem::PaidTwice(id("job", 3), 3)]);
+}
+
+#[test]
+fn an_answer_that_nobody_could_read_is_paid_for_and_another_one_follows_only_where_it_is_resent() {
+    let mut resent = History { policy: Policy::ResendOnce, ..clean() };
+    resent.calls.push(CallSeen { unreadable: true, ..called(3) });
+    assert_eq!(check(&resent), []);
+    assert_eq!(check(&History { policy: Policy::Park, ..resent }), [Problem::PaidTwice(id("job", 3), 2)]);
 }
 
 #[test]
