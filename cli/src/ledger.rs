@@ -121,6 +121,7 @@ EXIT CODES
 /// # Errors
 /// When the ledger is away, or a call is named that is not listed.
 pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
+    args.task.check()?;
     let (Task::List { engine, .. } | Task::Resolve { engine, .. } | Task::Export { engine, .. }) = &args.task;
     let reach = Reach::open(engine, &config, None).await?;
     let done = args.task.run(&reach).await;
@@ -129,6 +130,20 @@ pub(crate) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> 
 }
 
 impl Task {
+    /// What contradicts itself, before anything is asked.
+    fn check(&self) -> Result<(), clap::Error> {
+        let way_out = match self {
+            Self::Resolve { calls, filters, .. } if calls.is_empty() && !filters.say_something() => {
+                "name calls, or say which by filters: --batch NAME, --since WHEN\n".to_owned()
+            }
+            Self::Export { from, to: Some(to), .. } if to < from => {
+                format!("--to {to} is before --from {from}: give the first day first\n")
+            }
+            _ => return Ok(()),
+        };
+        Err(clap::Error::raw(clap::error::ErrorKind::ValueValidation, way_out))
+    }
+
     async fn run(self, reach: &Reach) -> anyhow::Result<()> {
         let ledger = reach.ledger.as_ref();
         match self {
@@ -137,11 +152,6 @@ impl Task {
                 list::print(&found, json)
             }
             Self::Resolve { calls, charged, filters, yes, by, json, .. } => {
-                if calls.is_empty() && !filters.say_something() && !filters.all {
-                    let way_out = "name calls, or say which by filters: --batch NAME, --since WHEN\n";
-                    let kind = clap::error::ErrorKind::MissingRequiredArgument;
-                    return Err(clap::Error::raw(kind, way_out).into());
-                }
                 let meant = resolve::meant(ledger, &calls, &filters).await?;
                 if calls.is_empty() && !meant.is_empty() && !yes {
                     return Err(resolve::unsure(&meant, charged).into());
@@ -150,10 +160,6 @@ impl Task {
             }
             Self::Export { file, from, to, json, .. } => {
                 let to = to.unwrap_or_else(|| day_of(Timestamp::now()));
-                if to < from {
-                    let way_out = format!("--to {to} is before --from {from}: give the first day first\n");
-                    return Err(clap::Error::raw(clap::error::ErrorKind::ValueValidation, way_out).into());
-                }
                 let export = Export::read(ledger, from, to).await?;
                 let bytes = if json { export.jsonl()? } else { export.csv()? };
                 match file.filter(|file| file.as_os_str() != "-") {

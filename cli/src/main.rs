@@ -7,6 +7,7 @@
 mod batch;
 mod budget;
 mod config;
+mod dead;
 mod demo;
 mod engine;
 mod enqueue;
@@ -21,6 +22,7 @@ mod run;
 mod sandbox;
 mod schemas;
 mod status;
+mod topology;
 mod words;
 mod worker;
 
@@ -70,6 +72,8 @@ enum Role {
     Batch(batch::Args),
     Ledger(Box<ledger::Args>),
     Limits(Box<limits::Args>),
+    Dead(Box<dead::Args>),
+    Topology(topology::Args),
     Sandbox(Box<sandbox::Args>),
     Demo(demo::Args),
     Config(config::Args),
@@ -123,6 +127,16 @@ fn play(cli: Cli) -> anyhow::Result<ExitCode> {
         Role::Limits(args) => {
             let (loaded, catalog) = sources.load_with_providers(Keys::NotNeeded)?;
             start(&loaded.quiet_log(), limits::run(*args, loaded, catalog))
+        }
+        Role::Dead(args) => {
+            let loaded = sources.load()?;
+            let providers = sources.load_with_providers(Keys::NotNeeded);
+            let catalog = providers.map(|(_, catalog)| catalog).unwrap_or_default();
+            start(&loaded.quiet_log(), dead::run(*args, loaded.config, catalog))
+        }
+        Role::Topology(args) => {
+            let loaded = sources.load()?;
+            start(&loaded.quiet_log(), topology::run(args, loaded.config))
         }
         Role::Demo(args) => {
             let loaded = sources.load()?;

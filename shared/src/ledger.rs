@@ -30,7 +30,7 @@ use crate::{
 /// A call that is about to leave.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intent {
-    /// The call's id: hash of job, attempt and 429s.
+    /// The call's id: of this request and no other, also where the same job is asked again.
     pub call: Id,
     /// The job that it serves.
     pub job: Id,
@@ -191,7 +191,7 @@ pub trait Ledger: Send + Sync + 'static {
     fn let_go(&self, job: &Job);
 
     /// Records that a call is about to leave, unless what is known of its turn stands against it. Saying the same call
-    /// again is no contradiction.
+    /// again (its id decides, not its process) is no contradiction.
     async fn depart(&self, intent: &Intent) -> Result<Known, LedgerError>;
 
     /// Says what became of a call. Returns at once; told within milliseconds, as soon as the ledger can be reached.

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::{
     batch::{BatchEvent, BatchName},
+    id::Id,
     job::{Job, Priority},
     result::{Announcement, ImageResult, Outcome},
 };
@@ -68,6 +69,8 @@ pub struct Delivery {
     pub job: Job,
     /// Whether it was lent before, and not settled: somebody may have worked on it.
     pub again: bool,
+    /// Whether it was lent so often that the queue is about to give it up, with no result.
+    pub worn: bool,
     settle: Box<dyn Settle>,
 }
 
@@ -108,7 +111,13 @@ pub trait Settle: Send {
 impl Delivery {
     /// A delivery of `job` that `settle` ends; `again` when it was lent before.
     pub fn new(job: Job, again: bool, settle: Box<dyn Settle>) -> Self {
-        Self { job, again, settle }
+        Self { job, again, worn: false, settle }
+    }
+
+    /// The same, about to be given up by the queue or not.
+    #[must_use]
+    pub fn worn(self, worn: bool) -> Self {
+        Self { worn, ..self }
     }
 
     /// The job, and the one right to settle it.
@@ -236,6 +245,14 @@ impl DeadLetter {
     /// A letter that `buried` ends.
     pub fn new(death: Death, job: Result<Job, Vec<u8>>, buried: Box<dyn Buried>) -> Self {
         Self { death, job, buried }
+    }
+
+    /// The job's id; of a message that is none, a hash of its bytes.
+    pub fn id(&self) -> Id {
+        match &self.job {
+            Ok(job) => job.id,
+            Err(bytes) => Id::of(&[b"pixfleet.unreadable.v1", bytes]),
+        }
     }
 
     /// `job` goes to the queue, then the letter is gone.

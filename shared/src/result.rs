@@ -107,7 +107,7 @@ pub struct Failure {
 /// The HTTP request that settled a result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Call {
-    /// Hash of job and attempt: the models of one call share it.
+    /// Of this request and no other; the models of one call share it.
     pub id: Id,
     /// When the request left.
     #[schemars(with = "String")]

@@ -116,7 +116,7 @@ async fn talk(
 
 /// The next request of a connection; none once it has ended.
 async fn request(stream: &mut TcpStream, read: &mut Vec<u8>) -> Option<Asked> {
-    let mut buffer = [0; 16 * 1024];
+    let mut buffer = vec![0; 16 * 1024];
     loop {
         if let Some(end) = read.windows(4).position(|end| end == b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&read[..end]).into_owned();

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use pixfleet_sandbox::{Latency, Settings};
+use pixfleet_sandbox::{Latency, Sandbox, Settings};
 use pixfleet_shared::{
     id::Id,
     job::{Image, Job, Source},
@@ -19,6 +19,7 @@ use pixfleet_shared::{
 };
 use pixfleet_tests::{
     fleet::{Fleet, KEY},
+    one_machine::OneMachine,
     scripted::{Scripted, answer},
 };
 
@@ -234,4 +235,22 @@ async fn a_picture_that_goes_by_its_url_is_known_by_what_its_server_tells_of_it(
         results(&mut fleet, vec![of_other(job(batch, 0, url, &["m"]))]).await;
         assert_eq!(calls(), paid, "{batch}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_knows_the_answers_of_the_run_before_it_and_refresh_asks_anew() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sandbox = Sandbox::start(listener, sandbox()).unwrap();
+    let machine = OneMachine::new(6, &sandbox.url());
+    let mut paid = Vec::new();
+    for (output, further) in [("a.jsonl", &[][..]), ("b.jsonl", &[]), ("c.jsonl", &["--refresh"])] {
+        let mut run = machine.run(&[output], 4);
+        run.args(["--batch", &output[..1], "--state", "m.pixfleet"]).args(further);
+        run.args(["--set", "providers.sandbox.cache={ ttl_s = 600, url = \"trust\" }"]);
+        let ended = run.output().unwrap();
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        let text = std::fs::read_to_string(machine.path().join(output)).unwrap();
+        paid.push((sandbox.bill().total.calls, text.matches("\"cached\":true").count()));
+    }
+    assert_eq!(paid, [(6, 0), (6, 6), (12, 0)]);
 }

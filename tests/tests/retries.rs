@@ -131,6 +131,18 @@ async fn four_workers_on_a_state_file_leave_an_api_alone_that_is_down_also_witho
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_never_answers_is_left_alone_like_one_that_fails() {
+    let faults = Faults { drop: 1.0, ..Faults::default() };
+    let second = sandbox(obliging()).await;
+    let fleet = Fleet::on_one_machine(Settings { faults, ..obliging() }, "", RETRIES).await;
+    let proxy = FaultProxy::start(fleet.sandbox.addr().port()).await;
+    // It costs nothing here.
+    let own = format!("{}ambiguous = \"resend\"\n", breaker());
+    fleet.settle(&format!("http://127.0.0.1:{}", proxy.port()), &own, RETRIES);
+    an_outage_spends_few_attempts_and_all_is_answered_after_it(fleet, proxy, second.addr().port()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_past_its_deadline_is_not_called_and_one_whose_slot_comes_later_neither() {
     let own = "limits = [{ name = \"rate\", calls = 1, per_ms = 60000 }]";
     let mut fleet = Fleet::on_one_machine(obliging(), own, RETRIES).await;

@@ -205,9 +205,43 @@ pub(crate) async fn listen(
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use jiff::Timestamp;
     use proptest::prelude::*;
+    use reqwest::header::HeaderMap;
 
     use super::*;
+    use crate::client::{NoReply, Reply};
+
+    fn sign(answer: Result<(u16, Content), bool>, class: Class) -> Sign {
+        let answer = answer
+            .map(|(status, content)| Reply { status, headers: HeaderMap::new(), content })
+            .map_err(|left| NoReply { left, message: String::new() });
+        let outcome = CallOutcome { sent_at: Timestamp::UNIX_EPOCH, duration: Duration::ZERO, answer };
+        Sign::of(&outcome, &Verdict::alike(&["m".to_owned()], class, String::new()))
+    }
+
+    #[test]
+    fn whoever_answers_lives_and_whoever_fails_or_is_silent_is_down() {
+        let whole = || Content::Whole(Bytes::new());
+        for (answer, class, expected) in [
+            (Err(false), Class::Transient, Sign::Down),
+            (Err(true), Class::Ambiguous, Sign::Down),
+            (Ok((500, whole())), Class::Transient, Sign::Down),
+            (Ok((503, whole())), Class::Transient, Sign::Down),
+            (Ok((200, Content::Cut("eof".into()))), Class::Ambiguous, Sign::Down),
+            (Ok((200, whole())), Class::Ok, Sign::Alive),
+            (Ok((200, whole())), Class::Ambiguous, Sign::Alive),
+            (Ok((200, Content::TooLarge(9))), Class::Ambiguous, Sign::Alive),
+            (Ok((503, whole())), Class::Throttled, Sign::Alive),
+            (Ok((500, whole())), Class::Rejected, Sign::Alive),
+            (Ok((404, whole())), Class::Rejected, Sign::Alive),
+            (Ok((408, whole())), Class::Transient, Sign::Alive),
+            (Ok((429, whole())), Class::Throttled, Sign::Alive),
+        ] {
+            assert_eq!(sign(answer.clone(), class), expected, "{answer:?} {class:?}");
+        }
+    }
 
     fn settings() -> Settings {
         Settings { failures: 3, pause_ms: 100, longest_ms: 1_000 }

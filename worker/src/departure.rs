@@ -24,7 +24,7 @@ use crate::{
     intended::Intended,
     provider::PreparedRequest,
     slots::{Granted, Leave},
-    step::{Early, uncalled},
+    step::{Early, held, uncalled},
     usage,
 };
 
@@ -67,30 +67,7 @@ pub(crate) async fn wait(
     let since = Instant::now();
     let (mut intended, due) = (Intended::new(crew, serving, job), deadline::of(serving, job));
     loop {
-        let granted = tokio::select! {
-            granted = serving.desk.leave(job, weight) => granted,
-            () = crew.stopping.cancelled() => Ok(None),
-            () = deadline::passed(due) => return Err(deadline::missed(serving, job)),
-        };
-        // Heavier than the limits ever give at once: waiting would not help it.
-        let granted =
-            granted.map_err(|error| uncalled(crew, serving, job, Class::Rejected, &error.to_string()))?;
-        let leave = match granted {
-            None => return Err(Box::new(Ending::release(job, Duration::ZERO))),
-            Some(Granted::Parked { until, why }) => {
-                crew.park(&job.provider, until, &why);
-                if due.is_some_and(|due| due <= until) {
-                    return Err(deadline::missed(serving, job));
-                }
-                // With all providers parked no job is taken from the queue any more, and this one waits at its end.
-                let after = match crew.parked_until() {
-                    Some(_) => Duration::ZERO,
-                    None => until.saturating_duration_since(Instant::now()).min(LONGEST_PARKED),
-                };
-                return Err(Box::new(Ending::release(job, after)));
-            }
-            Some(Granted::Leave(leave)) => leave,
-        };
+        let leave = desk(crew, serving, job, weight, due).await?;
         crew.unpark(&job.provider);
         let account = &serving.accounts[leave.account];
         let AccountState { stack, client, .. } = account;
@@ -114,8 +91,9 @@ pub(crate) async fn wait(
         sleep_until(at.checked_sub(client.lead() + TIMER).unwrap_or(at)).await;
         let way = client.warm(&requests[leave.account].url);
         alarm::sleep_until(at).await;
+        let kept = held(crew, job);
         let held = crew.engines.limiter.held_until(stack).is_some_and(|until| until > Instant::now());
-        if !held && in_time(crew, account, at, &label).await {
+        if kept.is_ok() && !held && in_time(crew, account, at, &label).await {
             crew.board.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
             usage::took(crew, stack, weight);
             return Ok(Departure { leave, way, at, intent: intended.gone(account) });
@@ -123,6 +101,56 @@ pub(crate) async fn wait(
         debug!(late_us = late_us(at), held, "slot forfeited");
         crew.board.metrics.slots_forfeited.get_or_create(&label).inc();
         give_back(crew, stack, leave.slot, weight).await;
+        kept?;
+    }
+}
+
+/// Waits until something keeps the job's batch: then a job of it gives up its place among those that wait.
+pub(crate) async fn kept(crew: &Crew, job: &Job) -> Early {
+    let mut changes = crew.engines.batches.changes();
+    loop {
+        if let Err(early) = held(crew, job) {
+            return early;
+        }
+        if changes.changed().await.is_err() {
+            // Nobody is left who could say it.
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// The right to leave, from the desk; else the line ends here.
+async fn desk(
+    crew: &Crew,
+    serving: &Serving,
+    job: &Job,
+    weight: Weight,
+    due: Option<Instant>,
+) -> Result<Leave, Early> {
+    let granted = tokio::select! {
+        granted = serving.desk.leave(job, weight) => granted,
+        () = crew.stopping.cancelled() => Ok(None),
+        () = deadline::passed(due) => return Err(deadline::missed(serving, job)),
+        early = kept(crew, job) => return Err(early),
+    };
+    // Heavier than the limits ever give at once: waiting would not help it.
+    let granted =
+        granted.map_err(|error| uncalled(crew, serving, job, Class::Rejected, &error.to_string()))?;
+    match granted {
+        None => Err(Box::new(Ending::release(job, Duration::ZERO))),
+        Some(Granted::Parked { until, why }) => {
+            crew.park(&job.provider, until, &why);
+            if due.is_some_and(|due| due <= until) {
+                return Err(deadline::missed(serving, job));
+            }
+            // With all providers parked no job is taken from the queue any more, and this one waits at its end.
+            let after = match crew.parked_until() {
+                Some(_) => Duration::ZERO,
+                None => until.saturating_duration_since(Instant::now()).min(LONGEST_PARKED),
+            };
+            Err(Box::new(Ending::release(job, after)))
+        }
+        Some(Granted::Leave(leave)) => Ok(leave),
     }
 }
 

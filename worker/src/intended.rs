@@ -29,11 +29,13 @@ pub(crate) struct Intended<'a> {
     serving: &'a Serving,
     job: &'a Job,
     said: Option<(Intent, Instant)>,
+    /// Another line may have the same job in hand: delivered again while the first one's call is under way.
+    line: u64,
 }
 
 impl<'a> Intended<'a> {
     pub(crate) fn new(crew: &'a Crew, serving: &'a Serving, job: &'a Job) -> Self {
-        Self { crew, serving, job, said: None }
+        Self { crew, serving, job, said: None, line: rand::random() }
     }
 
     /// Tells the ledger that the call is about to leave by `account`; answers whether it may. Where it may not, what is known
@@ -44,6 +46,9 @@ impl<'a> Intended<'a> {
             return Ok(true);
         }
         let intent = self.intent(name);
+        if !self.serving.provider.definition().ledger {
+            return Ok(true);
+        }
         match self.crew.engines.ledger.depart(&intent).await {
             Ok(Known::Clear) => {}
             Ok(known) => {
@@ -71,7 +76,7 @@ impl<'a> Intended<'a> {
 
     fn intent(&self, account: &str) -> Intent {
         let (job, provider) = (self.job, &self.serving.provider);
-        let tries = [job.turn().to_be_bytes(), u64::from(job.throttled).to_be_bytes()].concat();
+        let tries = [job.turn().to_be_bytes(), self.line.to_be_bytes()].concat();
         let tariff = provider.tariff();
         Intent {
             call: Id::of(&[b"pixfleet.call.v1", &job.id.to_bytes(), &tries]),

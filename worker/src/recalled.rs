@@ -4,11 +4,7 @@
 //! their order, so that no two jobs wait for each other. A claim ends with an answer, or when the line is left without one,
 //! whatever the reason.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use pixfleet_shared::{
@@ -30,6 +26,8 @@ use crate::{
     conclude::Ending,
     crew::{Crew, Serving},
     deadline,
+    departure::kept,
+    flights::{Flight, Flights},
     image::{Picture, Prepared},
     provider::{ByUrl, Cache, Likeness},
     returned::{LEDGER_PATIENCE, LEDGER_PAUSE, rest},
@@ -42,42 +40,6 @@ const CLAIM_MARGIN: Duration = Duration::from_secs(600);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// It comes again after this time.
 const COMES_BACK: Duration = Duration::from_secs(5);
-
-/// The keys that jobs of this process are about at this moment, so that only one of them asks the fleet for each.
-#[derive(Debug, Default)]
-pub(crate) struct Flights(Mutex<HashMap<Id, watch::Receiver<()>>>);
-
-/// One job's turn at a key, until it is dropped.
-struct Flight<'a> {
-    flights: &'a Flights,
-    key: Id,
-    /// Whoever waits sees it dropped, once the key is free.
-    _over: watch::Sender<()>,
-}
-
-impl Flights {
-    /// The turn at `key`, or what changes when the job that has it is done.
-    fn take(&self, key: Id) -> Result<Flight<'_>, watch::Receiver<()>> {
-        let mut keys = self.lock();
-        if let Some(other) = keys.get(&key) {
-            return Err(other.clone());
-        }
-        let (over, seen) = watch::channel(());
-        keys.insert(key, seen);
-        Ok(Flight { flights: self, key, _over: over })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Id, watch::Receiver<()>>> {
-        // Nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Flight<'_> {
-    fn drop(&mut self) {
-        self.flights.lock().remove(&self.key);
-    }
-}
 
 /// What is known of a job's models before its call.
 pub(crate) struct Known<'a> {
@@ -133,7 +95,7 @@ pub(crate) async fn recall<'a>(
         let busy = take_turns(&crew.flights, &mut wanted);
         let own = wanted.iter().take_while(|wanted| wanted.turn.is_some()).count();
         if own == 0 {
-            await_other(crew, job, busy, since + PATIENCE).await?;
+            await_other(crew, serving, job, busy, since + PATIENCE).await?;
             continue;
         }
         let keys: Vec<Id> = wanted[..own].iter().map(|wanted| wanted.key).collect();
@@ -176,6 +138,7 @@ fn take_turns<'a>(flights: &'a Flights, wanted: &mut [Wanted<'a>]) -> Option<wat
 
 async fn await_other(
     crew: &Crew,
+    serving: &Serving,
     job: &Job,
     other: Option<watch::Receiver<()>>,
     until: Instant,
@@ -184,6 +147,8 @@ async fn await_other(
     tokio::select! {
         // It never changes, it ends.
         _ = timeout_at(until, other.changed()) => Ok(()),
+        early = kept(crew, job) => Err(early),
+        () = deadline::passed(deadline::of(serving, job)) => Err(deadline::missed(serving, job)),
         () = crew.stopping.cancelled() => Err(Box::new(Ending::release(job, Duration::ZERO))),
     }
 }
@@ -314,17 +279,6 @@ impl Drop for Known<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn one_job_of_a_process_has_the_turn_and_the_others_hear_of_its_end() {
-        let (flights, key) = (Flights::default(), Id::of(&[b"k"]));
-        let first = flights.take(key).unwrap_or_else(|_| panic!("it is free"));
-        let mut end = flights.take(key).err().expect("it is taken");
-        assert!(flights.take(Id::of(&[b"other"])).is_ok());
-        drop(first);
-        assert!(end.changed().await.is_err(), "it ended");
-        assert!(flights.take(key).is_ok());
-    }
 
     #[test]
     fn turns_are_taken_in_order_up_to_the_first_that_another_job_has() {

@@ -23,11 +23,11 @@ use crate::{
     closing,
     config::Config,
     crew::{Board, Crew, Engines, Recent, Serving},
-    hands::Hands,
+    flights::Flights,
     image::Images,
+    in_turn::InTurn,
     pace::{self, Seen},
     provider::Provider,
-    recalled::Flights,
     step::{Settled, step},
     usage,
 };
@@ -194,7 +194,7 @@ fn muster(
         spent: Spent::default(),
         flights: Flights::default(),
         suspects: Semaphore::new(1),
-        hands: Hands::default(),
+        in_turn: InTurn::default(),
         stopping: CancellationToken::new(),
         parked: std::sync::Mutex::default(),
     })
@@ -222,7 +222,8 @@ async fn drain(crew: &Crew, mut intake: Box<dyn Intake>, mut jobs: JoinSet<Settl
         report.count(ended);
     }
     report.left = jobs.len() as u64;
-    jobs.abort_all();
+    // Each lets go of what it has in hand.
+    jobs.shutdown().await;
     crew.engines.ledger.flush().await;
     let Report { completed, retried, released, dead, parked, lost, left } = *report;
     info!(completed, retried, released, dead, parked, lost, left, "drained");

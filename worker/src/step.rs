@@ -63,18 +63,19 @@ impl Settled {
 
 /// Works on one delivery and settles it.
 pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
-    let again = delivery.again;
+    let (again, worn) = (delivery.again, delivery.worn);
     let (job, unsettled) = delivery.split();
+    let _hands = again.then(|| Hands { crew: &crew, job: &job });
     failpoint::reached("after_receive");
     // Until it is settled: a second delivery of the job finds all that came of the first.
-    let hand = tokio::select! {
+    let turn = tokio::select! {
         biased;
-        hand = crew.hands.take(job.id) => Some(hand),
+        turn = crew.in_turn.take(job.id) => Some(turn),
         () = crew.stopping.cancelled() => None,
     };
     let line = async {
-        match &hand {
-            Some(_) => line(&crew, &job, again).await,
+        match &turn {
+            Some(_) => line(&crew, &job, again, worn).await,
             None => Err(Box::new(Ending::release(&job, Duration::ZERO))),
         }
     };
@@ -85,21 +86,40 @@ pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
         Err(panic) => panicked(&job, &*panic),
     };
     let settled = settle(&crew, &job, unsettled, ending).await;
-    if again {
-        crew.engines.ledger.let_go(&job);
-    }
     crew.board.metrics.settled.get_or_create(&SettleLabel { verb: settled.as_str() }).inc();
     settled
+}
+
+/// A job that was lent before, in this worker's hands. However its work ends, a worker that lives lets go of it: what is not
+/// let go of is a crash.
+struct Hands<'a> {
+    crew: &'a Crew,
+    job: &'a Job,
+}
+
+impl Drop for Hands<'_> {
+    fn drop(&mut self) {
+        self.crew.engines.ledger.let_go(self.job);
+    }
 }
 
 /// The line was left before a call.
 pub(crate) type Early = Box<Ending>;
 
 /// From a job to its ending.
-async fn line(crew: &Crew, job: &Job, again: bool) -> Result<Ending, Early> {
-    held(crew, job)?;
+async fn line(crew: &Crew, job: &Job, again: bool, worn: bool) -> Result<Ending, Early> {
+    if !again {
+        held(crew, job)?;
+    }
     let serving = serving(crew, job)?;
     let _alone = if again { returned::take_up(crew, serving, job).await? } else { None };
+    // What was paid for before its batch was stopped is published all the same.
+    held(crew, job)?;
+    if worn {
+        // The queue would give it up in silence, and its batch never be complete.
+        let why = "the job was delivered again and again, and nobody settled it: the workers' logs say why";
+        return Ok(conclude_given_up(job.clone(), Reason::DeliveryLimit, why));
+    }
     failpoint::reached("after_take_up");
     failpoint::taken_up(&job.image.id);
     deadline::check(serving, job)?;
@@ -133,11 +153,13 @@ async fn called(
             let charged = verdict.charged;
             known.learn(&verdict, &intent);
             let ending = known.joined(conclude(job, &facts, verdict, &policy(crew, serving)));
-            tell_ledger(crew, &intent, &outcome, charged, &ending);
+            tell_ledger(crew, serving, (&intent, &outcome), charged, &ending);
             failpoint::reached("after_ledger_told");
             return Ok(ending);
         }
-        crew.engines.ledger.answered(&intent, Answered::Free);
+        if serving.provider.definition().ledger {
+            crew.engines.ledger.answered(&intent, Answered::Free);
+        }
         // Nothing counted: it waits for another slot, behind the hold-off, with all that it has ready.
         job.throttled += 1;
         held(crew, &job)?;
@@ -155,8 +177,17 @@ pub(crate) fn held(crew: &Crew, job: &Job) -> Result<(), Early> {
 }
 
 /// The ledger keeps what was paid for, before it is published, and lists what may have been.
-fn tell_ledger(crew: &Crew, intent: &Intent, outcome: &CallOutcome, charged: bool, ending: &Ending) {
-    let ledger = &crew.engines.ledger;
+fn tell_ledger(
+    crew: &Crew,
+    serving: &Serving,
+    made: (&Intent, &CallOutcome),
+    charged: bool,
+    ending: &Ending,
+) {
+    if !serving.provider.definition().ledger {
+        return;
+    }
+    let ((intent, outcome), ledger) = (made, &crew.engines.ledger);
     match (outcome.is_answered(), charged) {
         (true, true) => ledger.answered(intent, Answered::Paid(ending.settlement())),
         (false, true) => ledger.lost(intent, returned::lost(ending)),

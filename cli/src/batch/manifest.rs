@@ -101,7 +101,8 @@ async fn close(args: &Args, reach: &Reach, config: &Config) -> anyhow::Result<Ve
     let closed = spawn_blocking(move || -> anyhow::Result<Verdict> {
         let mut lines = lines.written()?;
         let mut verdict = Verdict::of(search.batch.clone(), &promise, &lines);
-        if verdict.missing > 0 || !search.images.is_empty() {
+        // Of a batch that is still running, what is not there comes.
+        if (verdict.missing > 0 && !verdict.running) || !search.images.is_empty() {
             verdict.name(search.look(&mut lines, verdict.missing)?);
         }
         if let Some(out) = out {

@@ -150,7 +150,10 @@ impl ShownAlone {
         say("jobs", jobs(shown));
         say("results", results(shown));
         if let Some(missing) = shown.missing.filter(|missing| *missing > 0) {
-            say("missing", format!("{} results", count(missing)));
+            say(
+                "to come",
+                if missing == 1 { "1 result".to_owned() } else { format!("{} results", count(missing)) },
+            );
         }
         match (self.set_aside, &self.queue_away) {
             (Some(0), _) | (None, None) => {}
@@ -236,7 +239,7 @@ mod tests {
         );
         let text = said(progress(), Some(0));
         assert!(text.contains("999 of 1,000 (99.9 %): 990 ok, 0 cached, 9 rejected"), "{text}");
-        assert!(text.contains("missing   1 results") && !text.contains("set aside"), "{text}");
+        assert!(text.contains("to come   1 result") && !text.contains("set aside"), "{text}");
     }
 
     #[test]

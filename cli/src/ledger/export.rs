@@ -1,7 +1,6 @@
 //! `pixfleet ledger export`: what a vendor's invoice has to agree with, by day, account and model.
 //!
-//! A call counts on the day (UTC) on which it was answered; one that was never answered on the day on which it left, whenever
-//! it was noted.
+//! A call counts on the day (UTC) on which it left, one that was never answered, too, whenever it was noted.
 
 use std::{collections::BTreeMap, path::Path};
 

@@ -26,10 +26,10 @@ pub(super) struct Filters {
     /// Only calls that asked this model, among others perhaps
     #[arg(long, value_name = "MODEL")]
     pub(super) model: Option<String>,
-    /// Only what was noted from then on: a day, a time, or how long ago (default: 7d)
+    /// Only calls that left from then on: a day, a time, or how long ago (default: 7d)
     #[arg(long, value_name = "WHEN")]
     pub(super) since: Option<When>,
-    /// Only what was noted until then; a day belongs to it
+    /// Only calls that left until then; a day belongs to it
     #[arg(long, value_name = "WHEN")]
     pub(super) until: Option<When>,
     /// Also those that somebody resolved, and without --since of every day that is kept
@@ -45,15 +45,16 @@ pub(super) struct Found {
 }
 
 impl Filters {
-    /// Whether something is said of what the calls are, not only of when.
+    /// Whether something is said.
     pub(super) fn say_something(&self) -> bool {
-        let Self { batch, provider, account, model, since, until, all: _ } = self;
+        let Self { batch, provider, account, model, since, until, all } = self;
         batch.is_some()
             || provider.is_some()
             || account.is_some()
             || model.is_some()
             || since.is_some()
             || until.is_some()
+            || *all
     }
 
     /// The calls that are meant, the oldest first.
@@ -62,15 +63,16 @@ impl Filters {
     /// When the ledger is away.
     pub(super) async fn find(&self, ledger: &dyn Ledger, now: Timestamp) -> Result<Vec<Found>, LedgerError> {
         let (since, until) = self.stretch(now);
-        let (first, last) = (day_of(since), day_of(until));
+        let first = day_of(since);
         let mut found = Vec::new();
-        for day in ledger.days().await?.into_iter().filter(|day| (first..=last).contains(day)) {
+        // A call may be listed on a later day than that on which it left: a worker that died is noticed later.
+        for day in ledger.days().await?.into_iter().filter(|day| *day >= first) {
             let calls = ledger.unanswered(day).await?.into_iter();
-            let within = |call: &Unanswered| call.noted_at >= since && call.noted_at < until;
+            let within = |call: &Unanswered| (since..until).contains(&call.intent.leaves_at);
             found
                 .extend(calls.filter(|call| within(call) && self.want(call)).map(|call| Found { day, call }));
         }
-        found.sort_by_key(|found| (found.call.noted_at, found.call.intent.call));
+        found.sort_by_key(|found| (found.call.intent.leaves_at, found.call.intent.call));
         Ok(found)
     }
 

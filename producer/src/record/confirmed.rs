@@ -14,6 +14,8 @@ pub struct Confirmed {
     pub provider: String,
     /// What each image was asked.
     pub models: Vec<String>,
+    /// The most models of one job.
+    pub models_per_call: usize,
     db: Connection,
     /// Whether every id of the file is one of this batch: a state file may hold several batches.
     alone: bool,
@@ -42,12 +44,15 @@ impl Confirmed {
                 db.query_row(own, [&format!("{scope}{key}"), key, batch.as_str()], |row| row.get(0))
                     .optional()
             };
+            let models_per_call = kept("models a call")?.and_then(|most| most.parse().ok());
             let (Some(provider), Some(models)) = (kept("provider")?, kept("models")?) else {
                 return Ok(None);
             };
             let batches = "SELECT count(*) FROM meta WHERE key = 'batch' OR key LIKE '%/batch'";
             let alone = db.query_row(batches, [], |row| row.get::<_, i64>(0))? == 1;
-            Ok(Some(Self { provider, models: models.split(',').map(str::to_owned).collect(), db, alone }))
+            let models: Vec<String> = models.split(',').map(str::to_owned).collect();
+            let models_per_call = models_per_call.unwrap_or(models.len()).max(1);
+            Ok(Some(Self { provider, models, models_per_call, db, alone }))
         };
         read().map_err(|error| explain(path, error))
     }

@@ -7,10 +7,10 @@ use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    json::{json, of_json},
     log::Entry,
     process::now_us,
     standing,
-    turns::{json, of_json},
 };
 use crate::{
     batch::{BatchEvent, BatchState, Tally},

@@ -18,6 +18,7 @@ use super::{
     bill,
     counts::{self, Moved},
     store::Store,
+    taken,
     turns::{self, Found},
     untold::{self, Told},
 };
@@ -57,7 +58,7 @@ impl Ledger for EmbeddedLedger {
         let (shared, id, turn) = (self.store.shared(), job.id, job.turn());
         let take_up = move |db: &Connection| {
             let own = shared.membership.join(db)?;
-            let (crashed, unsure) = turns::take_up(db, own, id)?;
+            let (crashed, unsure) = taken::take_up(db, own, id)?;
             Ok((turns::look(db, id, turn, None)?, crashed, unsure))
         };
         let (found, crashed, unsure) = untold::write_after(&self.store, id, take_up).await?;
@@ -66,7 +67,7 @@ impl Ledger for EmbeddedLedger {
 
     fn let_go(&self, job: &Job) {
         let (own, id) = (self.store.membership().token(), job.id);
-        self.store.write_unheard(move |db| turns::let_go(db, own, id));
+        self.store.write_unheard(move |db| taken::let_go(db, own, id));
     }
 
     async fn depart(&self, intent: &Intent) -> Result<Known, LedgerError> {
@@ -93,7 +94,10 @@ impl Ledger for EmbeddedLedger {
 
     fn lost(&self, intent: &Intent, then: Lost) {
         let intent = intent.clone();
-        self.store.write_unheard(move |db| bill::note(db, &intent, then));
+        self.store.write_unheard(move |db| {
+            turns::lost(db, &intent)?;
+            bill::note(db, &intent, then)
+        });
     }
 
     fn settled(&self, mark: Mark) {

@@ -1,7 +1,7 @@
 //! The engine for one machine: queue, limits and ledger in one SQLite file, with no server at all.
 //!
 //! Any number of processes may use the file at once. `store` is the file, `serving` its two threads and `task` what they
-//! do; `file` opens it, `process` knows who else uses it. `jobs`, `lending`, `letters`, `parking`, `log`, `turns`, `bill`,
+//! do; `file` opens it, `process` knows who else uses it. `jobs`, `lending`, `letters`, `parking`, `log`, `turns`, `taken`, `bill`,
 //! `kept`, `counts`, `counted`, `standing` and `limits` hold every SQL statement; `queue`, `intake`, `settle`, `dead_letters`,
 //! `subscriber`, `ledger`, `answers`, `batches` and `limiter` are the seams over them, `untold` is what the ledger keeps in
 //! memory for a moment, and `allowance` is the limiter's arithmetic.
@@ -16,6 +16,7 @@ mod dead_letters;
 mod file;
 mod intake;
 mod jobs;
+mod json;
 mod kept;
 mod ledger;
 mod lending;
@@ -31,6 +32,7 @@ mod settle;
 mod standing;
 mod store;
 mod subscriber;
+mod taken;
 mod task;
 mod trouble;
 mod turns;

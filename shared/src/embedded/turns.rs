@@ -8,7 +8,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
     bill,
+    json::json,
     process::{is_member, now_us},
+    taken,
     untold::Told,
 };
 use crate::{
@@ -82,8 +84,8 @@ fn floor(db: &Connection, job: Id) -> rusqlite::Result<i64> {
     Ok(floor.unwrap_or(0))
 }
 
-/// What is known of a turn. To its own `maker` a call under way is no news.
-pub(super) fn look(db: &Connection, job: Id, turn: u64, maker: Option<i64>) -> rusqlite::Result<Found> {
+/// What is known of a turn. To whoever makes it (the process and the call that are `own`) a call under way is no news.
+pub(super) fn look(db: &Connection, job: Id, turn: u64, own: Option<(i64, Id)>) -> rusqlite::Result<Found> {
     if floor(db, job)? > turn as i64 {
         return Ok(Found::Over);
     }
@@ -96,7 +98,7 @@ pub(super) fn look(db: &Connection, job: Id, turn: u64, maker: Option<i64>) -> r
     if open.answered {
         return Ok(Found::Answered(open.body));
     }
-    if maker == Some(open.holder) {
+    if own.is_some_and(|(holder, call)| holder == open.holder && call.to_bytes() == open.call) {
         return Ok(Found::Clear);
     }
     let left_us = open.until_us - now_us() as i64;
@@ -109,7 +111,7 @@ pub(super) fn look(db: &Connection, job: Id, turn: u64, maker: Option<i64>) -> r
 
 /// Records that a call is about to leave, unless what is known of its turn stands against it; `body` is its JSON.
 pub(super) fn depart(db: &Connection, own: i64, intent: &Intent, body: &[u8]) -> rusqlite::Result<Found> {
-    let found = look(db, intent.job, intent.turn, Some(own))?;
+    let found = look(db, intent.job, intent.turn, Some((own, intent.call)))?;
     if matches!(found, Found::Clear) {
         let until_us = now_us().saturating_add(intent.lasts_ms.saturating_mul(1_000));
         write(db, intent, false, own, until_us.min(i64::MAX as u64) as i64, body)?;
@@ -190,6 +192,15 @@ fn take_back(db: &Connection, own: i64, intent: &Intent) -> rusqlite::Result<boo
     Ok(taken > 0)
 }
 
+/// A call was never answered: nobody waits for it any more, also while its maker lives and its time is not over.
+pub(super) fn lost(db: &Connection, intent: &Intent) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "UPDATE turns SET holder = 0, until_us = 0 WHERE job = ?1 AND call = ?2 AND answered = 0",
+    )?
+    .execute([intent.job.to_bytes(), intent.call.to_bytes()])
+    .map(drop)
+}
+
 /// A turn is over. Whether that is news; of a death it is remembered what it counts as, as JSON.
 pub(super) fn end(
     db: &Connection,
@@ -211,7 +222,7 @@ pub(super) fn end(
     db.prepare_cached("DELETE FROM turns WHERE job = ?1 AND turn < ?2")?
         .execute(params![job.to_bytes(), floor])?;
     if end != End::Again {
-        forget_takers(db, job)?;
+        taken::forget(db, job)?;
     }
     Ok(news)
 }
@@ -234,44 +245,6 @@ pub(super) fn reopen(db: &Connection, job: Id, turn: u64) -> rusqlite::Result<(b
     .execute(params![job.to_bytes(), now_us() as i64, turn])?;
     db.prepare_cached("DELETE FROM turns WHERE job = ?1 AND turn < ?2")?
         .execute(params![job.to_bytes(), turn])?;
-    forget_takers(db, job)?;
+    taken::forget(db, job)?;
     Ok((true, death))
-}
-
-/// The process `own` has the job in hand; answers how many others had, and died, and how many still may have.
-pub(super) fn take_up(db: &Connection, own: i64, job: Id) -> rusqlite::Result<(u32, u32)> {
-    let mut query = db.prepare_cached("SELECT holder FROM taken WHERE job = ?1 AND holder <> ?2")?;
-    let others = query.query_map(params![job.to_bytes(), own], |row| row.get(0))?;
-    let (mut crashed, mut unsure) = (0, 0);
-    for other in others {
-        let count = if is_member(db, other?)? { &mut unsure } else { &mut crashed };
-        *count += 1;
-    }
-    db.prepare_cached("INSERT OR IGNORE INTO taken (job, holder) VALUES (?1, ?2)")?
-        .execute(params![job.to_bytes(), own])?;
-    Ok((crashed, unsure))
-}
-
-/// The process `own` has done with the job for now.
-pub(super) fn let_go(db: &Connection, own: i64, job: Id) -> rusqlite::Result<()> {
-    db.prepare_cached("DELETE FROM taken WHERE job = ?1 AND holder = ?2")?
-        .execute(params![job.to_bytes(), own])
-        .map(drop)
-}
-
-/// Who died of a job says nothing any more once it is done, given up, or sent again.
-fn forget_takers(db: &Connection, job: Id) -> rusqlite::Result<()> {
-    db.prepare_cached("DELETE FROM taken WHERE job = ?1")?.execute([job.to_bytes()]).map(drop)
-}
-
-/// `value` as JSON, in a file.
-pub(super) fn json<T: serde::Serialize>(value: &T) -> rusqlite::Result<Vec<u8>> {
-    serde_json::to_vec(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
-}
-
-/// What stands in a file as JSON.
-pub(super) fn of_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> rusqlite::Result<T> {
-    serde_json::from_slice(text).map_err(|error| {
-        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
-    })
 }

@@ -142,6 +142,9 @@ pub async fn a_call_under_way_belongs_to_whoever_makes_it(test: &str, fleet: Vec
             assert!(matches!(known(other, &job).await, Known::UnderWay(_)));
         }
     }
+    // The same process may have been lent the job again: that is another call.
+    let twice = Intent { call: Id::of(&[b"another line", &job.id.to_bytes()]), ..intent(&job) };
+    assert!(matches!(fleet[0].ledger.depart(&twice).await.unwrap(), Known::UnderWay(_)));
 }
 
 /// What was paid for is found by whoever meets the job's turn, as it was said, until the turn is over.

@@ -34,7 +34,11 @@ fn results(job: &Job) -> Vec<ImageResult> {
 }
 
 async fn lend(queue: &Arc<dyn Queue>) -> Box<dyn Intake> {
-    let (prefetch, asked) = watch::channel(10);
+    lend_ahead(queue, 10).await
+}
+
+async fn lend_ahead(queue: &Arc<dyn Queue>, prefetch: u16) -> Box<dyn Intake> {
+    let (prefetch, asked) = watch::channel(prefetch);
     // The sender lives as long as the test: a worker that changes its mind is another test.
     std::mem::forget(prefetch);
     queue.receive(asked).await.unwrap()
@@ -147,7 +151,8 @@ pub async fn no_priority_starves_another(queue: Arc<dyn Queue>) {
         }));
     }
     queue.enqueue(jobs).await.unwrap();
-    let mut intake = lend(&queue).await;
+    // All of them at once: nothing is chosen by what a slow server sends first.
+    let mut intake = lend_ahead(&queue, 40).await;
     let mut taken = Vec::new();
     for _ in 0..39 {
         let (job, unsettled) = next(&mut intake).await.split();

@@ -88,6 +88,10 @@ pub struct Definition {
     /// is what `auth`, `endpoint` and `limits` say.
     #[serde(default)]
     pub accounts: Vec<Account>,
+    /// Whether each call is told to the ledger before it leaves, and its answer kept until it is published, so that a job that
+    /// is delivered again is not paid for again. No is for a server of your own, whose calls cost nothing. Default: yes.
+    #[serde(default = "yes")]
+    pub ledger: bool,
     /// What becomes of a call that left, and whose answer was never seen. Default: `resend_once`.
     #[serde(default)]
     pub ambiguous: Ambiguous,
@@ -369,6 +373,10 @@ pub enum Ambiguous {
 
 fn one() -> u32 {
     1
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn slash() -> String {

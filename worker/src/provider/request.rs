@@ -9,7 +9,7 @@ use base64::{
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
-use pixfleet_shared::job::Job;
+use pixfleet_shared::{id::Id, job::Job};
 use reqwest::{
     Method,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
@@ -67,6 +67,17 @@ pub(super) enum Body {
     Raw,
 }
 
+/// The key by which a vendor knows that a call was sent before. A call that was never answered is sent again under its key; one
+/// that failed by its answer is another call.
+fn idempotency_key(job: &Job, models: &[String]) -> Id {
+    let answered = job.attempt.saturating_sub(job.ambiguous);
+    let tries = [job.replays.to_be_bytes(), answered.to_be_bytes()].concat();
+    let id = job.id.to_bytes();
+    let mut parts: Vec<&[u8]> = vec![b"pixfleet.idempotency.v1", &id, &tries];
+    parts.extend(models.iter().map(String::as_bytes));
+    Id::of(&parts)
+}
+
 impl Provider {
     /// The requests that ask `models` of the picture `image` of `job`, one for each account: the same body, to be sent
     /// by one of them.
@@ -85,11 +96,13 @@ impl Provider {
         let (ask, form) = self.ask_for(image)?;
         let text = in_form(image, form);
         let job_id = job.id.to_string();
+        let idempotency_key = idempotency_key(job, models).to_string();
         let now = Timestamp::now().to_string();
         let values = Values {
             image: &text,
             image_id: &job.image.id,
             job_id: &job_id,
+            idempotency_key: &idempotency_key,
             models,
             content_type: image.content_type(),
             now: &now,
@@ -244,4 +257,25 @@ fn header(value: &str, name: &HeaderName) -> Result<HeaderValue, Unaskable> {
     HeaderValue::try_from(value).map_err(|_| {
         Unaskable(format!("header `{name}` can't carry this job's values: they hold control characters"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pixfleet_shared::job::{Image, Source};
+
+    #[test]
+    fn an_idempotency_key_stays_while_nobody_answers_and_changes_with_each_answer() {
+        let image = Image { id: "i".into(), source: Source::Url("https://images.example/1.jpg".into()) };
+        let first = Job::new("b".parse().unwrap(), image, "p".into(), vec!["m".into(), "n".into()]);
+        let key = |job: &Job| idempotency_key(job, &job.models);
+        let unanswered = Job { attempt: 1, ambiguous: 1, ..first.clone() };
+        assert_eq!(key(&first), key(&unanswered));
+        let failed = Job { attempt: 1, ..first.clone() };
+        let replayed = Job { replays: 1, ..first.clone() };
+        let in_part = Job { models: vec!["n".into()], ..first.clone() };
+        for other in [&failed, &replayed, &in_part] {
+            assert_ne!(key(&first), key(other));
+        }
+    }
 }

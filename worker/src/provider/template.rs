@@ -17,6 +17,7 @@ pub(super) struct Values<'a> {
     pub(super) image_id: &'a str,
     /// The job's id.
     pub(super) job_id: &'a str,
+    pub(super) idempotency_key: &'a str,
     /// The models of the call.
     pub(super) models: &'a [String],
     /// The picture's content type; empty for a URL.
@@ -41,16 +42,18 @@ enum Place {
     Image,
     ImageId,
     JobId,
+    IdempotencyKey,
     Model,
     Models,
     ContentType,
     Now,
 }
 
-const PLACES: [(&str, Place); 7] = [
+const PLACES: [(&str, Place); 8] = [
     ("image", Place::Image),
     ("image_id", Place::ImageId),
     ("job_id", Place::JobId),
+    ("idempotency_key", Place::IdempotencyKey),
     ("model", Place::Model),
     ("models", Place::Models),
     ("content_type", Place::ContentType),
@@ -116,6 +119,7 @@ impl Template {
                 Part::Place(Place::Image) => text.push_str(values.image),
                 Part::Place(Place::ImageId) => text.push_str(values.image_id),
                 Part::Place(Place::JobId) => text.push_str(values.job_id),
+                Part::Place(Place::IdempotencyKey) => text.push_str(values.idempotency_key),
                 Part::Place(Place::Model) => text.push_str(values.models.first().map_or("", String::as_str)),
                 Part::Place(Place::Models) => text.push_str(&values.models.join(",")),
                 Part::Place(Place::ContentType) => text.push_str(values.content_type),
@@ -281,6 +285,7 @@ mod tests {
             image,
             image_id: "row 1",
             job_id: "ab",
+            idempotency_key: "cd",
             models,
             content_type: "image/png",
             now: "2026-01-01T00:00:00Z",

@@ -65,10 +65,9 @@ impl Search {
             self.by_rows(lines, &asked, &mut named)?;
             return Ok(named);
         }
-        let known = record.as_ref().map(|record| &record.models);
-        by_images(lines, known, count, &mut named)?;
+        let told = by_images(lines, record.as_ref(), count, &mut named)?;
         let whole = match &record {
-            Some(record) => by_record(lines, record, &mut named)?,
+            Some(record) => by_record(lines, record, &told, &mut named)?,
             None => false,
         };
         if !whole || (named.missing.len() as u64) < count {
@@ -119,45 +118,55 @@ impl Search {
 }
 
 /// The images of which some models are there, and others not. Where nobody says what was asked, the models of the other images
-/// stand for it, unless more would be missing than is.
+/// stand for it, unless more would be missing than is. Answers the jobs that would have brought them.
 fn by_images(
     lines: &mut Written,
-    asked: Option<&Vec<String>>,
+    record: Option<&Confirmed>,
     count: u64,
     named: &mut Named,
-) -> anyhow::Result<()> {
-    let models: Vec<String> = match asked {
-        Some(models) => models.clone(),
+) -> anyhow::Result<HashSet<Id>> {
+    let models: Vec<String> = match record {
+        Some(record) => record.models.clone(),
         None => {
             let mut models: Vec<String> = models_seen(lines)?.into_iter().map(|(_, model)| model).collect();
             models.dedup();
             models
         }
     };
-    let (mut told, mut missing) = (HashSet::new(), Vec::new());
+    let a_call = record.map_or(1, |record| record.models_per_call);
+    let (mut told, mut missing, mut jobs) = (HashSet::new(), Vec::new(), HashSet::new());
     lines.each(|lines, kept| {
         let Some((batch, image)) = image_of(&kept) else {
             return Ok(());
         };
-        for model in &models {
-            let id = result_id(&batch, &image, &kept.line.provider, model);
-            if !lines.has(id) && told.insert(id.to_bytes()) && missing.len() < MOST {
-                missing.push(Missing::Pair { image: image.id.clone(), model: model.clone() });
+        for asked in models.chunks(a_call) {
+            for model in asked {
+                let id = result_id(&batch, &image, &kept.line.provider, model);
+                if !lines.has(id) && told.insert(id.to_bytes()) && missing.len() < MOST {
+                    missing.push(Missing::Pair { image: image.id.clone(), model: model.clone() });
+                    let provider = kept.line.provider.clone();
+                    jobs.insert(Job::new(batch.clone(), image.clone(), provider, asked.to_vec()).id);
+                }
             }
         }
         Ok(())
     })?;
-    if asked.is_some() || missing.len() as u64 <= count {
+    if record.is_some() || missing.len() as u64 <= count {
         named.missing.extend(missing);
     }
-    Ok(())
+    Ok(jobs)
 }
 
-/// The jobs that the queue confirmed, and of which nothing is there; answers whether the record could tell.
-fn by_record(lines: &Written, record: &Confirmed, named: &mut Named) -> anyhow::Result<bool> {
+/// The jobs that the queue confirmed, and of which nothing is there or told; answers whether the record could tell.
+fn by_record(
+    lines: &Written,
+    record: &Confirmed,
+    told: &HashSet<Id>,
+    named: &mut Named,
+) -> anyhow::Result<bool> {
     let missing = &mut named.missing;
     Ok(record.jobs(|job| {
-        if !lines.has_job(job) && missing.len() < MOST {
+        if !lines.has_job(job) && !told.contains(&job) && missing.len() < MOST {
             missing.push(Missing::Job { job });
         }
     })?)

@@ -65,7 +65,7 @@ pub(super) struct Verdict {
     /// Whether every line is there, and all agrees.
     ok: bool,
     /// Whether results are still to come.
-    running: bool,
+    pub(super) running: bool,
     lines: u64,
     /// Results that were promised; null where nobody knows.
     expected: Option<u64>,
@@ -185,10 +185,12 @@ fn contradictions(expected: Option<u64>, tally: Option<Tally>, lines: u64, count
     let mut problems = Vec::new();
     match expected {
         Some(expected) if lines < expected => {
-            problems.push(format!("{} results are missing in the log", count(expected - lines)));
+            let missing = expected - lines;
+            let are = if missing == 1 { "result is" } else { "results are" };
+            problems.push(format!("{} {are} missing in the log", count(missing)));
         }
         Some(expected) if lines > expected => problems.push(format!(
-            "the log has {} results more than were promised: was something enqueued under this name elsewhere?",
+            "the log has {} lines more than were promised: was something enqueued under this name elsewhere?",
             count(lines - expected)
         )),
         _ => {}
@@ -233,7 +235,7 @@ mod tests {
         let lost = verdict(&promise(10, ok(10)), 9, ok(9));
         assert_eq!((lost.exit(), lost.missing), (Exit::Failed, 1));
         assert!(
-            lost.lines().iter().any(|line| line == "1 results are missing in the log"),
+            lost.lines().iter().any(|line| line == "1 result is missing in the log"),
             "{:?}",
             lost.lines()
         );
@@ -251,7 +253,7 @@ mod tests {
         assert!(said.contains("dead: 1 lines in the log, 0 counted"), "{said}");
         let more = verdict(&promise(10, ok(11)), 11, ok(11));
         assert_eq!(more.exit(), Exit::Failed);
-        assert!(more.lines().join("\n").contains("1 results more than were promised"));
+        assert!(more.lines().join("\n").contains("1 lines more than were promised"));
     }
 
     #[test]

@@ -5,10 +5,8 @@
 //! what a window may hold follows from how large the letters of the last one were.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -21,17 +19,15 @@ use lapin::{
     types::FieldTable,
 };
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::{
     deaths,
     declare::{bounded, depth},
     link::Up,
-    moving::Move,
     publisher::Publisher,
-    settle::{ack, dead_letter, job_message, unreadable_letter},
-    topology::{DEAD_QUEUE, DEAD_QUEUE_BEFORE, JOBS_EXCHANGE, away},
-    unconfirmed::Message as Outgoing,
+    settle::{ack, job_message},
+    topology::{DEAD_QUEUE, JOBS_EXCHANGE, away},
 };
 use crate::{
     job::Job,
@@ -58,10 +54,12 @@ pub(super) struct RabbitDeadLetters {
     windows: u32,
     /// Of those that there were when the look began: the ones not received yet.
     left: u64,
-    received: u64,
-    /// Letters that were replayed or purged.
-    ended: Arc<AtomicU64>,
+    last_tag: u64,
+    /// The tags of letters that were replayed or purged.
+    ended: Ended,
 }
+
+type Ended = Arc<Mutex<HashSet<u64>>>;
 
 struct Window {
     consumer: Consumer,
@@ -78,7 +76,7 @@ pub(super) async fn open(up: Up, publisher: Publisher) -> Result<RabbitDeadLette
     let left = unwatched(&up).await?;
     let channel = Arc::new(bounded(up.connection.create_channel()).await?);
     let ended = Arc::default();
-    Ok(RabbitDeadLetters { up, channel, publisher, window: None, windows: 0, left, received: 0, ended })
+    Ok(RabbitDeadLetters { up, channel, publisher, window: None, windows: 0, left, last_tag: 0, ended })
 }
 
 /// How many letters there are, once nobody else holds some of them.
@@ -98,25 +96,6 @@ async fn unwatched(up: &Up) -> Result<u64, QueueError> {
             }
             Some(_) => sleep(ASK_AGAIN).await,
         }
-    }
-}
-
-/// Letters of an earlier release's queue are moved to where they are looked at.
-pub(super) async fn bring_over(up: &Up, publisher: &Publisher) -> Result<(), QueueError> {
-    let queue = DEAD_QUEUE_BEFORE;
-    let letters = Move { up, publisher, queue, quiet: Duration::from_millis(500), sent_as: as_it_was };
-    let moved = letters.all().await?;
-    if moved > 0 {
-        info!(letters = moved, from = queue, to = DEAD_QUEUE, "dead letters of an earlier release");
-    }
-    Ok(())
-}
-
-fn as_it_was(message: Message) -> Result<Outgoing, QueueError> {
-    let death = deaths::read(&message);
-    match Job::from_message(&message.data) {
-        Ok(job) => dead_letter(&job, &death),
-        Err(_) => Ok(unreadable_letter(&death, message.data)),
     }
 }
 
@@ -162,7 +141,7 @@ impl RabbitDeadLetters {
         }
         size = size.min(u16::try_from(self.left).unwrap_or(u16::MAX)).max(1);
         self.windows += 1;
-        // Given back in the order of these names.
+        // The broker goes through them in the order of their names.
         let tag = format!("dead.{:08}", self.windows);
         bounded(self.channel.basic_qos(size, BasicQosOptions::default())).await?;
         let options = BasicConsumeOptions::default();
@@ -175,26 +154,42 @@ impl RabbitDeadLetters {
         bounded(self.channel.basic_cancel(window.consumer.tag(), BasicCancelOptions::default())).await
     }
 
-    /// Gives everything back, and waits (bounded) until it is there: the next look begins by counting.
+    /// Gives everything back in its order, and waits (bounded) until it is there: the next look begins by counting.
     async fn give_back(&mut self) -> Result<(), QueueError> {
-        if let Some(window) = self.window.take() {
+        if let Some(mut window) = self.window.take() {
             self.cancel(&window).await?;
+            // What was sent already comes first, then the end.
+            while let Ok(Some(Ok(message))) = timeout(SILENCE, window.consumer.next()).await {
+                self.last_tag = message.delivery_tag;
+            }
         }
-        if self.received > 0 {
-            let all = BasicNackOptions { multiple: true, requeue: true };
-            bounded(self.channel.basic_nack(0, all)).await?;
+        let kept = self.kept();
+        for last in handfuls(&kept) {
+            let handful = BasicNackOptions { multiple: true, requeue: true };
+            bounded(self.channel.basic_nack(last, handful)).await?;
         }
         bounded(self.channel.close(200, "seen".into())).await?;
-        let kept = self.received.saturating_sub(self.ended.load(Ordering::Relaxed));
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
             match depth(&self.up.connection, DEAD_QUEUE).await? {
-                Some(depth) if u64::from(depth.ready) < kept => sleep(ASK_AGAIN).await,
+                Some(depth) if (depth.ready as usize) < kept.len() => sleep(ASK_AGAIN).await,
                 _ => break,
             }
         }
         Ok(())
     }
+
+    /// The tags of the letters that were seen and not ended.
+    fn kept(&self) -> Vec<u64> {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        (1..=self.last_tag).filter(|tag| !ended.contains(tag)).collect()
+    }
+}
+
+/// The last tag of each handful. The broker (3.10) gives back what it is told of at once in the order of a hash map, which
+/// is the right one up to 32 messages.
+fn handfuls(kept: &[u64]) -> impl Iterator<Item = u64> {
+    kept.chunks(32).filter_map(|handful| handful.last().copied())
 }
 
 #[async_trait]
@@ -208,10 +203,11 @@ impl DeadLetters for RabbitDeadLetters {
             return Ok(None);
         };
         self.left -= 1;
-        self.received += 1;
+        self.last_tag = message.delivery_tag;
         let death = deaths::read(&message);
         let job = Job::from_message(&message.data).map_err(|_| message.data);
         let buried = RabbitBuried {
+            tag: message.delivery_tag,
             acker: message.acker,
             channel: self.channel.clone(),
             publisher: self.publisher.clone(),
@@ -229,11 +225,12 @@ impl DeadLetters for RabbitDeadLetters {
 
 /// The right to end one letter. Dropped, the letter stays where it is.
 struct RabbitBuried {
+    tag: u64,
     acker: Acker,
     /// lapin closes a channel with its last handle.
     channel: Arc<Channel>,
     publisher: Publisher,
-    ended: Arc<AtomicU64>,
+    ended: Ended,
 }
 
 #[async_trait]
@@ -243,7 +240,7 @@ impl Buried for RabbitBuried {
             self.publisher.publish(vec![job_message(&job, JOBS_EXCHANGE.to_owned())?]).await?;
         }
         ack(&self.acker).await?;
-        self.ended.fetch_add(1, Ordering::Relaxed);
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).insert(self.tag);
         drop(self.channel);
         Ok(())
     }

@@ -23,6 +23,8 @@ use crate::queue::{Delivery, Intake, QueueError};
 
 /// Jobs given back at the same time when an intake stops.
 const GIVEN_BACK_AT_ONCE: usize = 64;
+/// From so many deliveries on a job is about to be given up by the broker, which publishes no result for it.
+const WORN: i64 = super::topology::DELIVERY_LIMIT - 3;
 /// Pause before a lost session is opened again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(250);
 
@@ -176,9 +178,10 @@ impl Lender {
             Ok(mut job) => {
                 job.traceparent = job.traceparent.or_else(|| header(&message, "traceparent")?.parse().ok());
                 let again = message.redelivered;
+                let worn = deliveries(&message) >= WORN;
                 let Self { publisher, channel, tasks } = self.clone();
                 let settle = RabbitSettle::new(message.acker, channel, publisher, &job, tasks);
-                Some(Delivery::new(job, again, Box::new(settle)))
+                Some(Delivery::new(job, again, Box::new(settle)).worn(worn))
             }
             Err(why) => {
                 warn!(reason = why.reason().as_str(), bytes = message.data.len(), %why, "a message is no job");
@@ -191,6 +194,12 @@ impl Lender {
             }
         }
     }
+}
+
+/// How often a quorum queue delivered the message before.
+fn deliveries(message: &Message) -> i64 {
+    let headers = message.properties.headers().as_ref();
+    headers.and_then(|headers| headers.inner().get("x-delivery-count")?.as_long_long_int()).unwrap_or(0)
 }
 
 fn header(message: &Message, name: &str) -> Option<String> {

@@ -7,25 +7,29 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use lapin::Confirmation;
+use lapin::{Channel, Confirmation};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, interval, sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{
     config::Config,
     declare::declare,
     link::{Link, Up},
     say::{open, say},
+    trouble::Trouble,
     unconfirmed::{Booked, Message, Parcel, Unconfirmed},
 };
 use crate::queue::QueueError;
 
 /// Times that a message may come back as unroutable, with the topology declared anew in between.
 const MAX_RETURNS: u32 = 5;
+
+/// How often a channel is replaced on which a queue refuses messages again and again.
+const RENEW_EVERY: Duration = Duration::from_secs(5);
 
 /// A handle on the publishing task.
 #[derive(Clone)]
@@ -39,7 +43,7 @@ impl Publisher {
     /// Starts the task; it ends when every handle is gone or with `stop`.
     pub(super) fn start(link: Link, config: &Config, tasks: &TaskTracker, stop: CancellationToken) -> Self {
         let (parcels, inbox) = mpsc::channel(64);
-        let (told, trouble) = watch::channel(None);
+        let (told, trouble) = Trouble::new();
         let owner = Owner {
             link,
             lanes: config.lanes,
@@ -94,7 +98,7 @@ struct Owner {
     max_unconfirmed: usize,
     inbox: mpsc::Receiver<Parcel>,
     unconfirmed: Unconfirmed,
-    trouble: watch::Sender<Option<String>>,
+    trouble: Trouble,
 }
 
 type Confirm = BoxFuture<'static, (u64, Arc<Message>, Result<Confirmation, lapin::Error>)>;
@@ -125,11 +129,11 @@ impl Owner {
     }
 
     async fn epoch(&mut self, up: &Up) -> Ended {
-        let channel = match timeout(self.confirm_timeout, open(up)).await {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => return Ended::Lost(error.to_string()),
-            Err(_) => return Ended::Lost("no publishing channel in time".to_owned()),
+        let mut channel = match self.open(up).await {
+            Ok(channel) => channel,
+            Err(lost) => return Ended::Lost(lost),
         };
+        let mut opened = Instant::now();
         let mut on_their_way: FuturesUnordered<Confirm> = FuturesUnordered::new();
         let mut progress = Instant::now();
         let mut check = interval(Duration::from_millis(500));
@@ -137,7 +141,16 @@ impl Owner {
         let mut blocked = up.blocked;
         loop {
             self.unconfirmed.wake(Instant::now());
-            self.show_trouble();
+            self.trouble.show(self.unconfirmed.refused());
+            // A queue tells a channel that it refused when there is room again, but not (RabbitMQ 3.10) when the policy that
+            // bounded it is gone: a new channel finds out. What is on its way on the old one is still confirmed there.
+            if self.unconfirmed.is_stuck() && opened.elapsed() > RENEW_EVERY {
+                channel = match self.open(up).await {
+                    Ok(channel) => channel,
+                    Err(lost) => return Ended::Lost(lost),
+                };
+                opened = Instant::now();
+            }
             while !blocked && on_their_way.len() < self.max_unconfirmed {
                 let Some((number, message)) = self.unconfirmed.say_next() else { break };
                 on_their_way.push(Box::pin(say(channel.clone(), number, message)));
@@ -176,6 +189,13 @@ impl Owner {
                     }
                 }
             }
+        }
+    }
+
+    async fn open(&self, up: &Up) -> Result<Channel, String> {
+        match timeout(self.confirm_timeout, open(up)).await {
+            Ok(channel) => channel.map_err(|error| error.to_string()),
+            Err(_) => Err("no publishing channel in time".to_owned()),
         }
     }
 
@@ -233,28 +253,6 @@ impl Owner {
             Err(_) => return Err("the topology could not be declared in time".to_owned()),
         }
         Ok(())
-    }
-
-    /// Shows, and says once, that the broker refuses messages; and when that is over.
-    fn show_trouble(&self) {
-        let trouble = self.unconfirmed.refused().map(|(waiting, message)| {
-            let Message { exchange, routing_key, .. } = message;
-            format!(
-                "RabbitMQ refuses messages of exchange `{exchange}` for `{routing_key}`: a queue there is full (its \
-                 max-length), or can't store them. {waiting} wait, and are tried again"
-            )
-        });
-        match (&trouble, self.trouble.borrow().is_some()) {
-            (Some(trouble), false) => warn!("{trouble}"),
-            (None, true) => info!("RabbitMQ takes all messages again"),
-            (None, false) => return,
-            (Some(_), true) => {}
-        }
-        self.trouble.send_if_modified(|shown| {
-            let news = *shown != trouble;
-            *shown = trouble;
-            news
-        });
     }
 }
 

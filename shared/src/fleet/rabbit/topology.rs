@@ -34,7 +34,7 @@ pub const RESULTS_EXCHANGE: &str = "pixfleet.results";
 pub const RESULTS_LOG: &str = "pixfleet.results.log.v1";
 
 /// Deliveries of a job that nobody settled before the broker dead-letters it.
-const DELIVERY_LIMIT: i64 = 20;
+pub(super) const DELIVERY_LIMIT: i64 = 20;
 /// The limit of a queue whose messages are looked at and given back: each look counts as a delivery.
 const LOOKS_LIMIT: i64 = 1_000_000_000;
 /// How long the stream keeps results; an operator's policy may keep less.

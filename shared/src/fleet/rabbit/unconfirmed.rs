@@ -16,6 +16,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause of a message that is refused again and again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// So many refusals of one message are no short rush any more: about 3 s.
+const STUCK_FROM: u32 = 5;
+
 /// One message to publish, persistent and mandatory.
 #[derive(Clone, Debug)]
 pub(super) struct Message {
@@ -115,10 +118,12 @@ impl Unconfirmed {
     pub(super) fn say_next(&mut self) -> Option<(u64, Arc<Message>)> {
         while let Some(number) = self.backlog.pop_front() {
             let Some(pending) = self.messages.get(&number) else { continue };
-            if self.callers.get(&pending.caller).is_some_and(|caller| !caller.done.is_closed()) {
+            let caller = pending.caller;
+            if self.callers.get(&caller).is_some_and(|caller| !caller.done.is_closed()) {
                 return Some((number, pending.message.clone()));
             }
             self.forget(number);
+            self.callers.remove(&caller);
         }
         None
     }
@@ -133,6 +138,12 @@ impl Unconfirmed {
         while self.wakes_at().is_some_and(|at| at <= now) {
             self.backlog.extend(self.resting.pop().map(|Reverse((_, number))| number));
         }
+    }
+
+    /// Whether the one that waits longest was refused again and again.
+    pub(super) fn is_stuck(&self) -> bool {
+        let longest = self.refused.first().and_then(|number| self.messages.get(number));
+        longest.is_some_and(|pending| pending.refusals >= STUCK_FROM)
     }
 
     /// How many messages were refused and are not stored yet, and the one that waits longest.
@@ -279,6 +290,7 @@ mod tests {
         for pause in [100, 200, 400, 800, 1600, 3200, 5000, 5000].map(Duration::from_millis) {
             assert_eq!(unconfirmed.confirmed(first[0].0, true, now), Booked::Again);
             assert_eq!(unconfirmed.wakes_at(), Some(now + pause));
+            assert_eq!(unconfirmed.is_stuck(), pause >= Duration::from_millis(1600));
             unconfirmed.wake(now + pause - Duration::from_millis(1));
             assert!(said(&mut unconfirmed).is_empty(), "said before it has rested");
             unconfirmed.wake(now + pause);
@@ -302,6 +314,7 @@ mod tests {
         unconfirmed.wake(now + LONGEST_PAUSE);
         assert!(said(&mut unconfirmed).is_empty());
         assert!(unconfirmed.is_empty() && unconfirmed.refused().is_none());
+        assert!(unconfirmed.callers.is_empty() && unconfirmed.resting.is_empty());
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod fairness;
 mod first_call;
 mod judges;
 mod kills;
+mod ledger;
 mod limited;
 mod limiter;
 mod measured;
@@ -45,9 +46,9 @@ impl Figure {
     }
 }
 
-const PARTS: [&str; 15] = [
+const PARTS: [&str; 16] = [
     "run", "start", "resume", "crash", "wait", "arrive", "demo", "limit", "limiter", "failover", "fairness",
-    "enqueue", "memory", "kill", "judges",
+    "enqueue", "memory", "kill", "ledger", "judges",
 ];
 
 #[tokio::main]
@@ -76,6 +77,7 @@ async fn main() {
             "fairness" => fairness::measure().await,
             "enqueue" => enqueueing::measure().await,
             "memory" => memory::measure().await,
+            "ledger" => ledger::measure().await,
             "judges" => judges::measure().await,
             _ => kills::measure().await,
         };
