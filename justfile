@@ -21,7 +21,7 @@ fmt:
 
 # All tests, on a private RabbitMQ and Redis: just test [ARGS of cargo test]
 test *args:
-    tests/services run -- cargo test --workspace --locked "$@"
+    tests/services run -- cargo test --workspace --locked --features failpoints "$@"
 
 # The tests that need no server
 unit *args:

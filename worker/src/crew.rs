@@ -29,8 +29,8 @@ use crate::{
     client::{Client, NoClient},
     config::Config,
     flights::Flights,
-    hands::Hands,
     image::Images,
+    in_turn::InTurn,
     pace,
     provider::Provider,
     retry,
@@ -111,7 +111,8 @@ pub(crate) struct Crew {
     pub(crate) flights: Flights,
     /// One job at a time of those that may have killed a worker.
     pub(crate) suspects: Semaphore,
-    pub(crate) hands: Hands,
+    /// One delivery at a time of each job.
+    pub(crate) in_turn: InTurn,
     /// No slot is asked for any more; what waits for one goes back.
     pub(crate) stopping: CancellationToken,
     /// Providers to which nothing can leave for long, and until when.

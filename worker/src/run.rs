@@ -24,8 +24,8 @@ use crate::{
     config::Config,
     crew::{Board, Crew, Engines, Recent, Serving},
     flights::Flights,
-    hands::Hands,
     image::Images,
+    in_turn::InTurn,
     pace::{self, Seen},
     provider::Provider,
     step::{Settled, step},
@@ -194,7 +194,7 @@ fn muster(
         spent: Spent::default(),
         flights: Flights::default(),
         suspects: Semaphore::new(1),
-        hands: Hands::default(),
+        in_turn: InTurn::default(),
         stopping: CancellationToken::new(),
         parked: std::sync::Mutex::default(),
     })

@@ -68,13 +68,13 @@ pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
     let _taken = again.then(|| Taken { crew: &crew, job: &job });
     failpoint::reached("after_receive");
     // Until it is settled: a second delivery of the job finds all that came of the first.
-    let hand = tokio::select! {
+    let turn = tokio::select! {
         biased;
-        hand = crew.hands.take(job.id) => Some(hand),
+        turn = crew.in_turn.take(job.id) => Some(turn),
         () = crew.stopping.cancelled() => None,
     };
     let line = async {
-        match &hand {
+        match &turn {
             Some(_) => line(&crew, &job, again, worn).await,
             None => Err(Box::new(Ending::release(&job, Duration::ZERO))),
         }

@@ -65,7 +65,9 @@ pub struct Figures {
     pub dead: usize,
     /// Jobs that are set aside.
     pub parked: usize,
-    /// Jobs that were charged more than once.
+    /// Jobs that were charged more than once, as their policy allows.
+    pub resent: usize,
+    /// Jobs that were charged more often than their policy allows.
     pub paid_twice: usize,
     /// Jobs without a result, a dead letter or a place among those set aside.
     pub lost: usize,
@@ -90,7 +92,9 @@ pub fn check(history: &History) -> Vec<Problem> {
 pub fn figures(history: &History) -> Figures {
     let received = Results::of(&history.received);
     let paid = charged_by_url(history);
-    let lost = check(history).iter().filter(|problem| matches!(problem, Problem::Lost(_))).count();
+    let problems = check(history);
+    let lost = problems.iter().filter(|problem| matches!(problem, Problem::Lost(_))).count();
+    let paid_twice = problems.iter().filter(|problem| matches!(problem, Problem::PaidTwice(..))).count();
     Figures {
         jobs: history.wanted.len(),
         calls: history.calls.len(),
@@ -102,7 +106,8 @@ pub fn figures(history: &History) -> Figures {
         listed: history.listed.len(),
         dead: history.letters.len(),
         parked: history.parked.len(),
-        paid_twice: paid.values().filter(|times| **times > 1).count(),
+        resent: paid.values().filter(|times| **times > 1).count() - paid_twice,
+        paid_twice,
         lost,
     }
 }

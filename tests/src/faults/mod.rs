@@ -127,13 +127,13 @@ impl Report {
     pub fn line(&self) -> String {
         let Self { name, plan, figures, notes, seconds, problems, .. } = self;
         let checker::Figures { jobs, calls, results, repetitions, after_the_sink, .. } = *figures;
-        let checker::Figures { ambiguous, dead, parked, paid_twice, lost, listed, .. } = *figures;
+        let checker::Figures { ambiguous, dead, parked, resent, paid_twice, lost, listed, .. } = *figures;
         let rate = results as f64 / seconds;
         let verdict = if problems.is_empty() { "ok" } else { "FAILED" };
         format!(
             "{verdict:6} {name:24} seed {:3}  jobs {jobs:6}  calls {calls:6}  results {results:6}  again {repetitions:4}  \
              after sink {after_the_sink}  ambiguous {ambiguous:3}  listed {listed:3}  dead {dead:3}  parked {parked:3}  \
-             paid twice {paid_twice}  lost {lost}  {seconds:6.1} s  {rate:6.0}/s  {}",
+             resent {resent:3}  paid twice {paid_twice}  lost {lost}  {seconds:6.1} s  {rate:6.0}/s  {}",
             plan.seed,
             notes.join("; ")
         )

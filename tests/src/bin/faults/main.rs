@@ -81,6 +81,7 @@ impl Total {
         total.listed += more.listed;
         total.dead += more.dead;
         total.parked += more.parked;
+        total.resent += more.resent;
         total.paid_twice += more.paid_twice;
         total.lost += more.lost;
     }
@@ -89,7 +90,7 @@ impl Total {
         let total = &self.0;
         format!(
             "total: {played} scenarios, {} jobs, {} calls, {} results, {} again, {} after the sink, {} ambiguous, {} listed, \
-             {} dead, {} parked, {} paid twice, {} lost, {seconds:.0} s, {:.0} jobs/s",
+             {} dead, {} parked, {} resent, {} paid twice, {} lost, {seconds:.0} s, {:.0} jobs/s",
             total.jobs,
             total.calls,
             total.results,
@@ -99,6 +100,7 @@ impl Total {
             total.listed,
             total.dead,
             total.parked,
+            total.resent,
             total.paid_twice,
             total.lost,
             total.jobs as f64 / seconds

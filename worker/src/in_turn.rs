@@ -8,41 +8,41 @@ use std::{
 };
 
 use pixfleet_shared::id::Id;
-use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
+use tokio::sync::{Mutex as Queue, OwnedMutexGuard};
 
 /// One turn at a time for each job.
 #[derive(Default)]
-pub(crate) struct Hands {
-    turns: Mutex<HashMap<Id, Arc<Turn<()>>>>,
+pub(crate) struct InTurn {
+    turns: Mutex<HashMap<Id, Arc<Queue<()>>>>,
 }
 
 /// A job in hand; dropped, the next delivery of the same job has its turn.
-pub(crate) struct Hand<'a> {
-    hands: &'a Hands,
+pub(crate) struct Turn<'a> {
+    turns: &'a InTurn,
     job: Id,
     turn: Option<OwnedMutexGuard<()>>,
 }
 
-impl Hands {
+impl InTurn {
     /// Takes a job in hand, once every earlier delivery of it is done with. Cancel-safe.
-    pub(crate) async fn take(&self, job: Id) -> Hand<'_> {
+    pub(crate) async fn take(&self, job: Id) -> Turn<'_> {
         let turn = self.turns().entry(job).or_default().clone();
         // Made first: whoever stops to wait lets go of the job, too.
-        let mut hand = Hand { hands: self, job, turn: None };
-        hand.turn = Some(turn.lock_owned().await);
-        hand
+        let mut taken = Turn { turns: self, job, turn: None };
+        taken.turn = Some(turn.lock_owned().await);
+        taken
     }
 
-    fn turns(&self) -> MutexGuard<'_, HashMap<Id, Arc<Turn<()>>>> {
+    fn turns(&self) -> MutexGuard<'_, HashMap<Id, Arc<Queue<()>>>> {
         // Nothing panics while it is held.
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Hand<'_> {
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.turn = None;
-        let mut turns = self.hands.turns();
+        let mut turns = self.turns.turns();
         if turns.get(&self.job).is_some_and(|turn| Arc::strong_count(turn) == 1) {
             turns.remove(&self.job);
         }
@@ -57,14 +57,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_job_that_is_in_hand_is_waited_for_and_nothing_of_it_is_kept() {
-        let (hands, job, other) = (Hands::default(), Id::of(&[b"job"]), Id::of(&[b"other"]));
-        let first = hands.take(job).await;
-        assert!(hands.take(job).now_or_never().is_none(), "twice in hand");
-        assert!(hands.take(other).now_or_never().is_some(), "another job waits for it");
-        let mut second = Box::pin(hands.take(job));
+        let (turns, job, other) = (InTurn::default(), Id::of(&[b"job"]), Id::of(&[b"other"]));
+        let first = turns.take(job).await;
+        assert!(turns.take(job).now_or_never().is_none(), "twice in hand");
+        assert!(turns.take(other).now_or_never().is_some(), "another job waits for it");
+        let mut second = Box::pin(turns.take(job));
         assert!(second.as_mut().now_or_never().is_none());
         drop(first);
         drop(second.await);
-        assert!(hands.turns().is_empty());
+        assert!(turns.turns().is_empty());
     }
 }
