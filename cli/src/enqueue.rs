@@ -1,5 +1,6 @@
 //! `pixfleet enqueue`: manifests of images become jobs on the queue, confirmed, each once.
 
+pub(crate) mod held;
 mod report;
 pub(crate) mod view;
 
@@ -7,18 +8,18 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::{Context, anyhow, bail};
 use pixfleet_producer::{
-    Config, Order, Stopped, Summary, Tally, Why,
+    Config, Destination, Order, Stopped, Summary, Tally, Why,
     manifest::Manifest,
     plan::Plan,
     record::{Identity, Record, RecordError},
 };
 use pixfleet_shared::{
     batch::BatchName,
+    batches::Held,
     embedded::Embedded,
     fleet::rabbit,
     job::{MOST_WEIGHT, Priority},
     limiter::Stack,
-    queue::Queue,
     trace::TraceParent,
 };
 use pixfleet_worker::provider::{Catalog, Provider};
@@ -30,7 +31,7 @@ use crate::{
     config::{self, Loaded},
     engine::{Begin, Choice, Engine, Place},
     exit::Exit,
-    order::{Ask, Rows, ambient_trace, on_terminal},
+    order::{Ask, Conditions, Rows, ambient_trace, on_terminal},
     worker::on_signal,
 };
 
@@ -69,6 +70,8 @@ pub(crate) struct Args {
     weight: u8,
     #[command(flatten)]
     spending: Spending,
+    #[command(flatten)]
+    conditions: Conditions,
     /// Files travel as their absolute path, which the workers read, not as their bytes
     #[arg(long, help_heading = "Reading")]
     by_path: bool,
@@ -110,6 +113,8 @@ pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow:
         priority: args.priority,
         weight: args.weight,
         budget,
+        deadline: args.conditions.deadline,
+        refresh: args.conditions.refresh,
         plan: plan.clone(),
         trace: Some(args.traceparent.unwrap_or_else(ambient_trace)),
         bad_rows: args.rows.bad_rows.clone(),
@@ -118,23 +123,27 @@ pub(crate) async fn run(args: Args, loaded: Loaded, catalog: Catalog) -> anyhow:
     let stop = on_signal()?;
     let (progress, shown) = watch::channel(Tally::default());
     let view = view::show(view::style(args.quiet, on_terminal()), manifest.extent(), shown, stop.clone());
+    let mut paused = None;
     let outcome = if args.dry_run {
         let record = shelf.rehearse(&identity)?;
         pixfleet_producer::rehearse(manifest, record, order, &config, stop, &progress).await
     } else {
         let engine = Engine::open(&place, &loaded.config, Begin::Allowed).await?;
+        let batches = held::batches(&engine, &loaded.config).await?;
+        paused = held::heed(&*batches, &args.batch).await?;
         let record = shelf.open(&engine, &identity).await?;
-        let outcome = enqueue(engine.queue(), manifest, record, order, &config, stop, &progress).await;
+        let to = Destination { queue: engine.queue(), batches: Some(batches) };
+        let outcome = enqueue(to, manifest, record, order, &config, stop, &progress).await;
         engine.close().await;
         outcome
     };
     drop(progress);
     view.await?;
-    report(&args, &plan, &provider, outcome)
+    report(&args, &plan, &provider, outcome, paused)
 }
 
 async fn enqueue(
-    queue: Arc<dyn Queue>,
+    to: Destination,
     manifest: Manifest,
     record: Record,
     order: Order,
@@ -142,7 +151,7 @@ async fn enqueue(
     stop: CancellationToken,
     progress: &watch::Sender<Tally>,
 ) -> Result<Summary, Box<Stopped>> {
-    pixfleet_producer::enqueue(queue, manifest, record, order, config, stop, progress).await
+    pixfleet_producer::enqueue(to, manifest, record, order, config, stop, progress).await
 }
 
 /// Says what was done, on stdout, and why not all of it was, on stderr.
@@ -151,6 +160,7 @@ fn report(
     plan: &Plan,
     provider: &Provider,
     outcome: Result<Summary, Box<Stopped>>,
+    paused: Option<Held>,
 ) -> anyhow::Result<ExitCode> {
     let (summary, stopped) = match outcome {
         Ok(summary) => (summary, None),
@@ -161,6 +171,7 @@ fn report(
         coverage: coverage(args, plan, provider, &summary),
         currency: &provider.tariff().currency,
         stopped: stopped.as_ref().map(ToString::to_string),
+        paused,
         summary,
     };
     report.print(args.json)?;
@@ -254,14 +265,18 @@ fn record_path(args: &Args, config: &Config) -> anyhow::Result<PathBuf> {
     if let Some(path) = &args.record {
         return Ok(path.clone());
     }
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let folder = config.record_folder.clone().or_else(|| {
-        let state = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")))?;
-        Some(state.join("pixfleet/enqueue"))
-    });
-    let folder = folder
+    let folder = record_folder(config)
         .context("neither XDG_STATE_HOME nor HOME is set: say where the record is kept, --record FILE")?;
     Ok(folder.join(format!("{}.sqlite", args.batch)))
+}
+
+/// Where records are kept, by batch, where nobody says it.
+pub(crate) fn record_folder(config: &Config) -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    config.record_folder.clone().or_else(|| {
+        let state = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")))?;
+        Some(state.join("pixfleet/enqueue"))
+    })
 }
 
 fn priority(text: &str) -> Result<Priority, String> {
@@ -305,6 +320,8 @@ mod tests {
             ["--budget", "-5"],
             ["--budget", "500EUR"],
             ["--budget", "much"],
+            ["--deadline", "soon"],
+            ["--deadline", "-2h"],
         ];
         for wrong in wrong {
             assert!(parsed(&wrong).is_err(), "{wrong:?}");

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use pixfleet_shared::limiter::{Change, LimiterError, Numbers};
 use pixfleet_worker::provider::{Catalog, Provider};
 
-pub(crate) use amend::BY;
+pub(crate) use amend::{BY, author};
 pub(crate) use look::Look;
 pub(crate) use reach::Limiter;
 use stacks::Target;

@@ -4,13 +4,16 @@
 //! code. Each role is a file of its own: its `Args`, and `run(args, config)`, with the compiled providers where it
 //! makes calls.
 
+mod batch;
 mod budget;
 mod config;
+mod dead;
 mod demo;
 mod engine;
 mod enqueue;
 mod exit;
 mod health;
+mod ledger;
 mod limits;
 mod order;
 mod output;
@@ -65,7 +68,10 @@ enum Role {
     Worker(worker::Args),
     Results(Box<results::Args>),
     Status(status::Args),
+    Batch(batch::Args),
+    Ledger(Box<ledger::Args>),
     Limits(Box<limits::Args>),
+    Dead(Box<dead::Args>),
     Sandbox(Box<sandbox::Args>),
     Demo(demo::Args),
     Config(config::Args),
@@ -107,9 +113,23 @@ fn play(cli: Cli) -> anyhow::Result<ExitCode> {
             let catalog = providers.map(|(_, catalog)| catalog).unwrap_or_default();
             start(&loaded.quiet_log(), status::run(args, loaded.config, catalog))
         }
+        Role::Batch(args) => {
+            let loaded = sources.load()?;
+            start(&loaded.quiet_log(), batch::run(args, loaded.config))
+        }
+        Role::Ledger(args) => {
+            let loaded = sources.load()?;
+            start(&loaded.quiet_log(), ledger::run(*args, loaded.config))
+        }
         Role::Limits(args) => {
             let (loaded, catalog) = sources.load_with_providers(Keys::NotNeeded)?;
             start(&loaded.quiet_log(), limits::run(*args, loaded, catalog))
+        }
+        Role::Dead(args) => {
+            let loaded = sources.load()?;
+            let providers = sources.load_with_providers(Keys::NotNeeded);
+            let catalog = providers.map(|(_, catalog)| catalog).unwrap_or_default();
+            start(&loaded.quiet_log(), dead::run(*args, loaded.config, catalog))
         }
         Role::Demo(args) => {
             let loaded = sources.load()?;

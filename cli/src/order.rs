@@ -2,6 +2,7 @@
 
 use std::{io, num::NonZeroU32, path::Path};
 
+use jiff::Timestamp;
 use pixfleet_producer::{
     BadRows, Config,
     manifest::{ColumnNames, Format, Manifest, Reading},
@@ -121,6 +122,34 @@ fn of_models(message: String) -> Problems {
     Problem::of("--models", message).into()
 }
 
+/// What holds for every call of a batch.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Conditions {
+    /// After this no call is made: a span from now on (90s, 30m, 2h, 1d) or a moment (2026-11-26T18:00:00Z). What has no
+    /// answer by then becomes a dead letter
+    #[arg(long, value_name = "SPAN|TIME", value_parser = deadline)]
+    pub(crate) deadline: Option<Timestamp>,
+    /// Ask also where an answer of before is kept, and keep the new one
+    #[arg(long)]
+    pub(crate) refresh: bool,
+}
+
+fn deadline(text: &str) -> Result<Timestamp, String> {
+    let span = text.parse::<jiff::SignedDuration>().ok().filter(jiff::SignedDuration::is_positive);
+    // A day is 24 hours here.
+    let days = || {
+        let days: i64 = text.strip_suffix('d')?.trim().parse().ok()?;
+        (1..=3_650).contains(&days).then(|| jiff::SignedDuration::from_hours(24 * days))
+    };
+    let moment = match span.or_else(days) {
+        Some(span) => Timestamp::now().checked_add(span).ok(),
+        None => text.parse().ok(),
+    };
+    moment.ok_or_else(|| {
+        "give a span like 90s, 30m, 2h or 1d, or a moment like 2026-11-26T18:00:00Z".to_owned()
+    })
+}
+
 /// The trace that the environment says; whoever set it wrongly meant another program, so a new one then.
 pub(crate) fn ambient_trace() -> TraceParent {
     let ambient = std::env::var("TRACEPARENT").ok().and_then(|text| text.parse().ok());
@@ -152,6 +181,20 @@ fn bad_rows(text: &str) -> Result<BadRows, String> {
 mod tests {
     use super::*;
     use clap::Parser;
+
+    #[test]
+    fn a_deadline_is_a_span_from_now_on_or_a_moment() {
+        for (text, seconds) in [("90s", 90), ("30m", 1_800), ("2h", 7_200), ("1h30m", 5_400), ("2d", 172_800)]
+        {
+            let left = deadline(text).unwrap().duration_since(Timestamp::now()).as_secs();
+            assert!((seconds - 10..=seconds).contains(&left), "{text}: {left}");
+        }
+        assert_eq!(deadline("2026-11-26T18:00:00Z").unwrap().to_string(), "2026-11-26T18:00:00Z");
+        assert!(deadline("2026-11-26T18:00:00+01:00").is_ok());
+        for wrong in ["", "soon", "-2h", "0s", "5", "0d", "2026-11-26"] {
+            assert!(deadline(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[derive(Debug, Parser)]
     struct Cli {

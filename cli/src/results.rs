@@ -16,7 +16,7 @@ mod earlier;
 mod ending;
 mod files;
 mod gather;
-mod grid;
+pub(crate) mod grid;
 mod outputs;
 mod progress;
 mod read;

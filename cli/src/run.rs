@@ -24,6 +24,7 @@ use pixfleet_producer::{
 };
 use pixfleet_shared::{
     batch::BatchName,
+    batches::{Held, Hold},
     budget::Budget,
     embedded::{BatchCounts, Embedded},
     job::Priority,
@@ -37,7 +38,7 @@ use crate::{
     engine::engines_of,
     enqueue::{STATE_FILE, record_within, view::say},
     exit::Exit,
-    order::{Ask, Rows, ambient_trace, on_terminal},
+    order::{Ask, Conditions, Rows, ambient_trace, on_terminal},
     worker::on_signal,
 };
 
@@ -77,6 +78,8 @@ pub(crate) struct Args {
     ask: Ask,
     #[command(flatten)]
     spending: Spending,
+    #[command(flatten)]
+    conditions: Conditions,
     /// A file for the results, .jsonl, .csv, .parquet or .sqlite (repeat it) [default: BATCH.jsonl]
     #[arg(long, value_name = "FILE")]
     out: Vec<PathBuf>,
@@ -208,6 +211,7 @@ impl Task {
         tokio::task::spawn_blocking(move || Record::run_alone(&store, &batch)).await??;
         let identity =
             Identity::new(&self.batch, &self.plan, Priority::Normal, STATE_FILE).with_budget(self.budget);
+        self.heed(embedded).await?;
         let record = record_within(embedded, &identity).await?;
         let mut collectors = Vec::new();
         for output in &self.outputs {
@@ -221,6 +225,8 @@ impl Task {
             priority: Priority::Normal,
             weight: 1,
             budget: self.budget,
+            deadline: args.conditions.deadline,
+            refresh: args.conditions.refresh,
             plan: self.plan.clone(),
             trace: Some(ambient_trace()),
             bad_rows: args.rows.bad_rows.clone(),
@@ -239,6 +245,27 @@ impl Task {
         shown.cancel();
         let _ = view.await;
         Ok(ended)
+    }
+
+    /// A batch that is paused would wait for ever; of one that is cancelled the rest is settled, without a call.
+    async fn heed(&self, embedded: &Embedded) -> anyhow::Result<()> {
+        let held = embedded.batches().progress(&self.batch).await?.and_then(|progress| progress.held);
+        let Some(Held { hold, by, .. }) = held else {
+            return Ok(());
+        };
+        let (batch, state) = (&self.batch, self.state.display());
+        match hold {
+            Hold::Paused => bail!(
+                "batch `{batch}` is paused by {by}: let it go on, `pixfleet batch resume {batch} --state {state}`, and run \
+                 the same command again"
+            ),
+            Hold::Cancelled => {
+                say(&format!(
+                    "batch `{batch}` was cancelled by {by}: its rest is settled so, and no call is made"
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn view(&self, args: &Args, embedded: &Embedded, board: &Arc<Board>) -> View {

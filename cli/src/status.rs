@@ -30,10 +30,10 @@ use crate::{
   pixfleet status --state spring.pixfleet --json | jq '.batches[] | {batch, ended, jobs}'
   pixfleet status --state spring.pixfleet --json | jq '.endings[] | {batch, done_at}'
 
-  pixfleet status                                  of a fleet: jobs in the lanes, and where the limits stand
+  pixfleet status                                  of a fleet: jobs in the lanes, batches under way, the limits
 
 When a batch will be done follows from the provider's limits in the settings, and what is used of them.
-A fleet's batches are in its broker: `pixfleet results --batch NAME` counts one.")]
+`pixfleet batch` has more of each batch, and pauses and cancels them.")]
 pub(crate) struct Args {
     #[command(flatten)]
     engine: Choice,
@@ -62,7 +62,7 @@ pub(crate) async fn run(args: Args, config: Config, catalog: Catalog) -> anyhow:
     let place = args.engine.place(&config.engine, args.batch.as_ref())?;
     if place == Place::Servers {
         if let Some(batch) = &args.batch {
-            bail!("a fleet's batches are in its broker: pixfleet results --batch {batch} counts this one");
+            bail!("the status of a fleet is that of all of it: `pixfleet batch show {batch}` shows this one");
         }
         fleet::show(&config, &catalog, args.json).await?;
         return Ok(Exit::Done.into());
@@ -130,12 +130,25 @@ fn batch_line(counts: &BatchCounts) -> String {
         (false, false) => "not all put in",
     };
     format!(
-        "batch {batch} ({state}): {done} of {jobs} jobs, {} of {expected} results: {} done, {} failed, {} dead",
+        "batch {batch} ({state}): {done} of {jobs} jobs, {} of {expected} results: {}",
         counts.seen(),
-        counts.of(Outcome::Ok),
-        counts.of(Outcome::Rejected),
-        counts.of(Outcome::Dead)
+        outcomes(counts)
     )
+}
+
+/// The results of a batch by their ends; what is rare is said where there is some.
+pub(crate) fn outcomes(counts: &BatchCounts) -> String {
+    let words = [
+        (Outcome::Ok, "done"),
+        (Outcome::Rejected, "failed"),
+        (Outcome::Dead, "dead"),
+        (Outcome::Cancelled, "cancelled"),
+        (Outcome::Ambiguous, "ambiguous"),
+    ];
+    let always = 3;
+    let shown = words.into_iter().enumerate().map(|(at, (outcome, word))| (at, counts.of(outcome), word));
+    let shown = shown.filter(|(at, count, _)| *at < always || *count > 0);
+    shown.map(|(_, count, word)| format!("{count} {word}")).collect::<Vec<_>>().join(", ")
 }
 
 fn held_until(until_us: u64, now: Timestamp) -> Option<Timestamp> {

@@ -4,6 +4,7 @@
 //! `claim -> enqueue -> confirm`, several at once. What is on its way is bounded by chunks, and a chunk by jobs and
 //! by bytes; a chunk whose queue is away is said again until it is confirmed or patience ends.
 
+mod announce;
 mod ending;
 mod read;
 mod tally;
@@ -17,7 +18,8 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
 use pixfleet_shared::{
-    batch::{BatchEvent, BatchName, BatchState},
+    batch::BatchName,
+    batches::Batches,
     budget::Budget,
     id::Id,
     job::{Job, Priority},
@@ -50,6 +52,15 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Chunks that are read ahead of those on their way.
 const READ_AHEAD: usize = 2;
 
+/// Where jobs go, and who is told of the batch as a whole.
+#[derive(Clone)]
+pub struct Destination {
+    /// Takes the jobs.
+    pub queue: Arc<dyn Queue>,
+    /// Is told what to expect, where there is somebody: best effort.
+    pub batches: Option<Arc<dyn Batches>>,
+}
+
 /// What to enqueue, and as what.
 #[derive(Clone, Debug)]
 pub struct Order {
@@ -61,6 +72,10 @@ pub struct Order {
     pub weight: u8,
     /// What the batch may spend; none means no bound.
     pub budget: Option<Budget>,
+    /// After this moment no call is made for its jobs; none means that they have all the time.
+    pub deadline: Option<Timestamp>,
+    /// Whether the images are asked about although answers of before are kept.
+    pub refresh: bool,
     /// What each image is asked.
     pub plan: Plan,
     /// The trace that every job continues.
@@ -80,7 +95,7 @@ pub struct Order {
 /// # Errors
 /// [`Stopped`]: why it ended early, and what was done until then. Running the same again goes on from there.
 pub async fn enqueue(
-    queue: Arc<dyn Queue>,
+    to: Destination,
     manifest: Manifest,
     record: Record,
     order: Order,
@@ -88,7 +103,7 @@ pub async fn enqueue(
     stop: CancellationToken,
     progress: &watch::Sender<Tally>,
 ) -> Result<Summary, Box<Stopped>> {
-    let run = Run::new(Some(queue), &order, config, stop);
+    let run = Run::new(Some(to), &order, config, stop);
     Box::pin(run.all(manifest, record, &order, config, progress)).await
 }
 
@@ -112,6 +127,7 @@ pub async fn rehearse(
 struct Run {
     /// None for a rehearsal.
     queue: Option<Arc<dyn Queue>>,
+    batches: Option<Arc<dyn Batches>>,
     batch: BatchName,
     calls_per_image: usize,
     patience: Duration,
@@ -123,9 +139,14 @@ struct Run {
 }
 
 impl Run {
-    fn new(queue: Option<Arc<dyn Queue>>, order: &Order, config: &Config, stop: CancellationToken) -> Self {
+    fn new(to: Option<Destination>, order: &Order, config: &Config, stop: CancellationToken) -> Self {
+        let (queue, batches) = match to {
+            Some(Destination { queue, batches }) => (Some(queue), batches),
+            None => (None, None),
+        };
         Self {
             queue,
+            batches,
             batch: order.batch.clone(),
             calls_per_image: order.plan.calls().len(),
             patience: Duration::from_secs(config.patience_s.into()),
@@ -155,6 +176,8 @@ impl Run {
             lane,
             weight: order.weight,
             budget: order.budget,
+            deadline: order.deadline,
+            refresh: order.refresh,
             trace: order.trace,
         };
         // Until then nothing was read; the reader ends with the channel, or with the token.
@@ -167,8 +190,11 @@ impl Run {
         let clerk = Clerk::employ(record);
         let moved = self.chunks(drafts, &clerk, holds_the_jobs, &mut tally, &mut totals, progress).await;
         let closed = match moved {
-            Ok(()) => self.announce(BatchState::Closed, totals).await,
-            Err(why) => Err(why),
+            Ok(()) => self.close(totals).await,
+            Err(why) => {
+                self.expect(totals, false).await;
+                Err(why)
+            }
         };
         // The record is whole before anybody is told. That it was left is worth no failure: it shows in the next run.
         let _ = clerk.dismiss().await;
@@ -198,29 +224,13 @@ impl Run {
             *self.unproven() = Some(totals);
         } else {
             // The first run of a batch says which manifest it is.
-            self.announce(BatchState::Opened, totals).await?;
+            self.say_opened(totals).await?;
         }
         Ok(lane)
     }
 
     fn unproven(&self) -> MutexGuard<'_, Option<Totals>> {
         self.unproven.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn announce(&self, state: BatchState, totals: Totals) -> Result<(), Why> {
-        let Some(queue) = &self.queue else {
-            return Ok(());
-        };
-        let event = BatchEvent {
-            v: 1,
-            batch: self.batch.clone(),
-            state,
-            jobs: totals.jobs,
-            results: totals.results,
-            at: Timestamp::now(),
-            tally: None,
-        };
-        self.patiently(|| queue.announce(event.clone())).await
     }
 
     /// Moves every chunk; after the first failure, waits for those on their way.
@@ -280,7 +290,7 @@ impl Run {
             if claims.iter().all(|claim| *claim == Claim::Fresh) {
                 return Err(Why::AnotherManifest { batch: self.batch.clone(), looked_at: claims.len() });
             }
-            self.announce(BatchState::Opened, totals).await?;
+            self.say_opened(totals).await?;
         }
         let (tally, fresh) = tally::sort_out(jobs, &claims, self.calls_per_image);
         if fresh.is_empty() {

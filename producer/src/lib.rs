@@ -11,6 +11,6 @@ pub mod plan;
 pub mod record;
 mod settings;
 
-pub use enqueue::{BadRows, Order, Stopped, Summary, Tally, Why, enqueue, rehearse};
+pub use enqueue::{BadRows, Destination, Order, Stopped, Summary, Tally, Why, enqueue, rehearse};
 pub use forecast::{Forecast, forecast};
 pub use settings::Config;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use pixfleet_shared::{
     batch::BatchName,
     budget::Budget,
@@ -45,6 +46,10 @@ pub struct Stamp {
     pub weight: u8,
     /// What the whole batch may spend.
     pub budget: Option<Budget>,
+    /// After this moment no call is made for its jobs.
+    pub deadline: Option<Timestamp>,
+    /// Whether answers of before are passed over.
+    pub refresh: bool,
     /// The trace of this enqueue; each job gets a child of it.
     pub trace: Option<TraceParent>,
 }
@@ -132,6 +137,8 @@ impl Plan {
             job.lane = stamp.lane;
             job.weight = stamp.weight;
             job.budget = stamp.budget;
+            job.deadline = stamp.deadline;
+            job.refresh = stamp.refresh;
             job.metadata = metadata.clone();
             job.traceparent = stamp.trace.map(TraceParent::child);
             fits(&job).map(|()| job)
@@ -182,6 +189,8 @@ mod tests {
             lane: 3,
             weight: 7,
             budget: Some(Budget::Calls(5)),
+            deadline: Some(Timestamp::UNIX_EPOCH),
+            refresh: true,
             trace: Some(TraceParent::random()),
         }
     }
@@ -200,6 +209,7 @@ mod tests {
         for job in jobs {
             assert_eq!((job.priority, job.lane, &job.metadata), (Priority::Bulk, 3, &metadata));
             assert_eq!((job.weight, job.budget), (7, Some(Budget::Calls(5))));
+            assert_eq!((job.deadline, job.refresh), (Some(Timestamp::UNIX_EPOCH), true));
             let (own, whole) = (job.traceparent.unwrap(), stamp.trace.unwrap());
             assert_eq!(own.trace_id(), whole.trace_id());
             assert_ne!(own, whole);

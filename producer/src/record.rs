@@ -10,6 +10,7 @@
 //! batch: SQLite's cache, the filter, and the ids of `tail`.
 
 pub(crate) mod clerk;
+mod confirmed;
 mod filter;
 mod home;
 mod identity;
@@ -26,6 +27,7 @@ use pixfleet_shared::{
 };
 use rusqlite::{Connection, OptionalExtension, params};
 
+pub use confirmed::Confirmed;
 use filter::Filter;
 use home::Home;
 pub use identity::Identity;

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::{
     batch::{BatchEvent, BatchName},
+    id::Id,
     job::{Job, Priority},
     result::{Announcement, ImageResult, Outcome},
 };
@@ -236,6 +237,14 @@ impl DeadLetter {
     /// A letter that `buried` ends.
     pub fn new(death: Death, job: Result<Job, Vec<u8>>, buried: Box<dyn Buried>) -> Self {
         Self { death, job, buried }
+    }
+
+    /// The job's id; of a message that is none, a hash of its bytes.
+    pub fn id(&self) -> Id {
+        match &self.job {
+            Ok(job) => job.id,
+            Err(bytes) => Id::of(&[b"pixfleet.unreadable.v1", bytes]),
+        }
     }
 
     /// `job` goes to the queue, then the letter is gone.

@@ -170,6 +170,13 @@ pub struct Metrics {
     pub already_settled: Counter,
     /// Attempts of a job when it ended: `pixfleet_attempts`.
     pub attempts: Histogram,
+    /// Models that were answered by an answer of before, so that no call asked them: `pixfleet_cache_hits_total`.
+    pub cache_hits: Family<ProviderLabel, Counter>,
+    /// Times that this worker found an API down, and had the fleet leave it alone: `pixfleet_breaker_opened_total`. A probe
+    /// that fails counts again.
+    pub breaker_opened: Family<StackLabel, Counter>,
+    /// 1 while a hold-off, or a pause that somebody ordered, keeps every call of the stack: `pixfleet_held_off`.
+    pub held_off: Family<StackLabel, Gauge>,
 }
 
 impl Default for Metrics {
@@ -211,6 +218,9 @@ impl Metrics {
             prefetch: Gauge::default(),
             already_settled: Counter::default(),
             attempts: Histogram::new([1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 13.0]),
+            cache_hits: Family::default(),
+            breaker_opened: Family::default(),
+            held_off: Family::default(),
         };
         metrics.register();
         metrics.register_limits();
@@ -270,11 +280,14 @@ impl Metrics {
         r.register("prefetch", "Jobs asked of each lane ahead", self.prefetch.clone());
         r.register("already_settled", "Redelivered jobs that cost nothing", self.already_settled.clone());
         r.register("attempts", "Attempts of a job when it ended", self.attempts.clone());
+        r.register("cache_hits", "Models answered by an answer of before", self.cache_hits.clone());
     }
 
     fn register_limits(&mut self) {
         let r = &mut self.registry;
         r.register("hold_offs", "Hold-offs called for", self.hold_offs.clone());
+        r.register("breaker_opened", "Times that an API was found down", self.breaker_opened.clone());
+        r.register("held_off", "1 while a hold-off keeps every call", self.held_off.clone());
         r.register("throttled", "Calls answered \"too much\"", self.throttled.clone());
         r.register("limit_units", "Units that this worker's calls took", self.limit_units.clone());
         r.register(

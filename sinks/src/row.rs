@@ -2,6 +2,8 @@
 //!
 //! Metadata has a column a key, `metadata.<key>`: the named ones or, without names, the first row's. What has no
 //! column of its own travels in the last one, `more`, as a JSON object: nothing is dropped.
+//!
+//! A file of an earlier build that is gone on with may lack the later columns: what they would say travels in `more`, too.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +13,7 @@ use serde_json::{Map, Value};
 use crate::cell;
 
 /// The columns of a result, before its metadata.
-pub const COLUMNS: [&str; 17] = [
+pub const COLUMNS: [&str; 18] = [
     "id",
     "batch",
     "image",
@@ -29,7 +31,11 @@ pub const COLUMNS: [&str; 17] = [
     "status",
     "attempt",
     "cost",
+    CACHED,
 ];
+/// Those of the first build: every file has them.
+const FIRST: usize = 17;
+const CACHED: &str = "cached";
 const METADATA: &str = "metadata.";
 const MORE: &str = "more";
 
@@ -46,15 +52,27 @@ pub fn keys(header: &[String]) -> Vec<String> {
 
 /// Whether `header` begins a file of results as this build writes them.
 pub fn knows(header: &[String]) -> bool {
-    header.len() > COLUMNS.len()
-        && header.iter().zip(COLUMNS).all(|(column, ours)| column == ours)
+    header.len() > FIRST
+        && header.iter().zip(&COLUMNS[..FIRST]).all(|(column, ours)| column == ours)
         && header.last().is_some_and(|last| last == MORE)
 }
 
-/// The row of a result below a [`header`] of [`COLUMNS`] and `keys`; what does not apply is empty.
-pub fn fields(result: &ImageResult, keys: &[String]) -> Vec<String> {
+/// Whether `header` has a column that says which answers are ones of before.
+pub fn has_cached(header: &[String]) -> bool {
+    header.get(FIRST).is_some_and(|column| column == CACHED)
+}
+
+/// The row of a result below a [`header`] of [`COLUMNS`] and `keys`, without the column `cached` where an earlier build wrote
+/// the header; what does not apply is empty.
+pub fn fields(result: &ImageResult, keys: &[String], cached: bool) -> Vec<String> {
     let mut fields = own_fields(result);
-    let rest = metadata_fields(&mut fields, &result.metadata, keys);
+    if cached {
+        fields.push(result.cached.to_string());
+    }
+    let mut rest = metadata_fields(&mut fields, &result.metadata, keys);
+    if !cached && result.cached {
+        rest.insert(CACHED.to_owned(), Value::Bool(true));
+    }
     fields.push(more(rest));
     fields
 }

@@ -22,7 +22,9 @@ const SCHEMA: &str = include_str!("sqlite.sql");
 /// "pxfl": what `file` and this crate know the database by.
 const APPLICATION: i32 = 0x7078_666c;
 /// The version of [`SCHEMA`].
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
+/// What the tables of version 1 lack.
+const SINCE_1: &str = "ALTER TABLE results ADD COLUMN cached INTEGER NOT NULL DEFAULT 0";
 /// SQLite's page cache in KiB; what does not fit is spilled to the WAL before its commit.
 const CACHE_KIB: i64 = 16 * 1024;
 /// Pages in the WAL at which they go into the file, 64 MiB. Ids are hashes, so each commit changes pages all over the file;
@@ -110,7 +112,7 @@ fn recognise(db: &Connection, path: &Path, mark: Mark) -> Result<(), SinkError> 
     let version = number("PRAGMA user_version")?;
     let tables = number("SELECT count(*) FROM sqlite_schema")?;
     match (application, version) {
-        (APPLICATION, VERSION) => Ok(()),
+        (APPLICATION, 1 | VERSION) => Ok(()),
         (APPLICATION, other) => {
             let what = format!("has tables of version {other}, this build writes version {VERSION}");
             Err(SinkError::foreign(path, what))
@@ -136,8 +138,21 @@ fn prepare(db: &Connection) -> rusqlite::Result<u64> {
             "BEGIN IMMEDIATE;\n{SCHEMA}\nPRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; COMMIT;"
         ))?;
     }
+    if version(db)? == 1 {
+        db.execute_batch("BEGIN IMMEDIATE")?;
+        // Another process may have done it meanwhile.
+        if version(db)? == 1 {
+            db.execute_batch(SINCE_1)?;
+            db.pragma_update(None, "user_version", VERSION)?;
+        }
+        db.execute_batch("COMMIT")?;
+    }
     let written: i64 = db.query_row("SELECT results FROM written", [], |row| row.get(0))?;
     Ok(written as u64)
+}
+
+fn version(db: &Connection) -> rusqlite::Result<i32> {
+    db.query_row("PRAGMA user_version", [], |row| row.get(0))
 }
 
 fn explain(path: &Path, error: rusqlite::Error) -> SinkError {

@@ -18,7 +18,7 @@ CREATE TABLE results (
     source TEXT NOT NULL,
     provider TEXT NOT NULL,         -- the image API
     model TEXT NOT NULL,            -- what it was asked
-    outcome TEXT NOT NULL,          -- ok; rejected: this image will never work at this model; dead: given up
+    outcome TEXT NOT NULL,          -- ok; rejected: this image will never work at this model; dead: given up; cancelled: no call was made; ambiguous: a call left, and its answer never came
     label TEXT,                     -- the best label
     confidence REAL,                -- its confidence, 0 to 1, where the provider tells
     labels TEXT NOT NULL,           -- every label, the best first: a JSON array of {"label", "confidence"}
@@ -27,7 +27,8 @@ CREATE TABLE results (
     failure_message TEXT,           -- what the provider or the network said
     call TEXT,                      -- the row of calls that settled it; null when none was made
     enqueued_at TEXT NOT NULL,      -- when the job was enqueued
-    completed_at TEXT NOT NULL      -- when the result was made
+    completed_at TEXT NOT NULL,     -- when the result was made
+    cached INTEGER NOT NULL DEFAULT 0   -- 1 for an answer of before: no call was made for it
 );
 
 -- The HTTP requests that settled results; the models of one call share it, and its cost.

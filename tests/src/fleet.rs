@@ -108,6 +108,11 @@ impl Fleet {
         }
     }
 
+    /// Writes other settings, with another endpoint, for the workers that start from now on.
+    pub fn settle(&self, endpoint: &str, provider: &str, worker: &str) {
+        settle(&self.folder, &self.sandbox, endpoint, provider, worker);
+    }
+
     /// A `pixfleet` command with this fleet's settings and servers.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(pixfleet());
@@ -205,6 +210,16 @@ impl Fleet {
     /// The most memory that a worker had resident, in bytes.
     pub fn peak_memory(&self, number: usize) -> u64 {
         peak_memory(self.worker(number).process.id())
+    }
+
+    /// A worker's process.
+    pub fn process(&self, number: usize) -> u32 {
+        self.worker(number).process.id()
+    }
+
+    /// Where a worker's admin pages are.
+    pub fn admin(&self, number: usize) -> &str {
+        &self.worker(number).admin
     }
 
     /// A worker's log.

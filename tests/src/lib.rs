@@ -12,6 +12,7 @@ pub mod one_machine;
 pub mod private_redis;
 pub mod redis_fleet;
 pub mod redis_sets;
+pub mod scripted;
 pub mod servers;
 pub mod site;
 pub mod venv;

@@ -19,7 +19,7 @@ use lapin::{
     types::FieldTable,
 };
 use pixfleet_producer::{
-    BadRows, Config, Order, Stopped, Summary, Tally, Why, enqueue,
+    BadRows, Config, Destination, Order, Stopped, Summary, Tally, Why, enqueue,
     manifest::{Manifest, Reading},
     plan::{Plan, Tariff},
     record::{Identity, Record, RecordError},
@@ -88,14 +88,16 @@ impl Site {
             priority: Priority::Bulk,
             weight: 1,
             budget: None,
+            deadline: None,
+            refresh: false,
             plan,
             trace: None,
             bad_rows,
             same_manifest: false,
         };
         let queue = self.queue().await;
-        let outcome =
-            enqueue(queue.clone(), manifest, record, order, &Config::default(), stop, progress).await;
+        let to = Destination { queue: queue.clone(), batches: None };
+        let outcome = enqueue(to, manifest, record, order, &Config::default(), stop, progress).await;
         queue.close().await;
         outcome
     }

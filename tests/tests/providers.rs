@@ -182,8 +182,8 @@ async fn each_fault_of_an_api_has_its_class() {
     };
     for (faults, class, charged) in [
         (faults(|f| f.error_500 = 1.0), Class::Transient, false),
-        (faults(|f| f.malformed = 1.0), Class::Transient, true),
-        (faults(|f| f.huge = 1.0), Class::Transient, true),
+        (faults(|f| f.malformed = 1.0), Class::Ambiguous, true),
+        (faults(|f| f.huge = 1.0), Class::Ambiguous, true),
         (faults(|f| f.cut = 1.0), Class::Ambiguous, true),
         (faults(|f| f.drop = 1.0), Class::Ambiguous, true),
         (faults(|f| f.hang = 1.0), Class::Ambiguous, true),

@@ -2,6 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "queue/full.rs"]
+mod full;
+#[path = "queue/letters.rs"]
+mod letters;
+#[path = "queue/topology.rs"]
+mod topology;
+
 use std::{sync::Arc, time::Duration};
 
 use lapin::{
@@ -147,17 +154,6 @@ async fn jobs_survive_the_loss_of_every_connection_while_they_are_enqueued_and_l
         seen.insert(job.id);
     }
     enqueuing.await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_holds_another_queue_under_our_name_is_named_and_not_fought() {
-    let url = servers::fresh_rabbitmq_url();
-    let channel = raw(&url).await;
-    let durable = lapin::options::QueueDeclareOptions::durable();
-    let name = job_queue(Priority::Normal, 0);
-    channel.queue_declare(name.as_str().into(), durable, lapin::types::FieldTable::default()).await.unwrap();
-    let error = RabbitQueue::connect(Config { url, ..Config::default() }).await.err().expect("a refusal");
-    assert!(matches!(error, QueueError::Topology(_)) && error.to_string().contains(&name), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use pixfleet_shared::{
     job::Job,
     limiter::HoldOff,
@@ -12,7 +13,7 @@ use pixfleet_shared::{
 use crate::{
     classify::{Class, Failed, Pause, Verdict},
     provider::Ambiguous,
-    retry,
+    retry::{self, Lapse},
     step::Settled,
 };
 
@@ -50,6 +51,8 @@ pub(crate) struct Policy<'a> {
     pub(crate) ambiguous: Ambiguous,
     /// The pause after the account was refused: somebody has to mend that.
     pub(crate) refused: Duration,
+    /// The moment of the decision.
+    pub(crate) now: Timestamp,
     /// 0 to 1, for the jitter of a pause.
     pub(crate) random: f64,
 }
@@ -141,7 +144,7 @@ pub(crate) fn conclude(mut job: Job, call: &Call, verdict: Verdict, policy: &Pol
                 return resend_or_dead(job, sorted, policy);
             }
             match (sorted.missing.is_empty(), sorted.rejected.is_empty()) {
-                (false, _) => again_or_dead(job, sorted, policy),
+                (false, _) => again_or_dead(job, sorted, Lapse::Transient, policy),
                 (true, true) => Ending::Complete(sorted.done),
                 (true, false) => dead(job, sorted, Reason::Rejected),
             }
@@ -156,7 +159,7 @@ pub(crate) fn conclude_uncalled(job: Job, class: Class, message: &str, policy: &
     if class == Class::Rejected {
         dead(job, sorted, Reason::Rejected)
     } else {
-        again_or_dead(job, sorted, policy)
+        again_or_dead(job, sorted, Lapse::Transient, policy)
     }
 }
 
@@ -256,12 +259,22 @@ fn resend_or_dead(mut job: Job, sorted: Sorted, policy: &Policy<'_>) -> Ending {
         Ambiguous::ResendOnce => !sent_before,
         Ambiguous::Park => false,
     };
-    if again { again_or_dead(job, sorted, policy) } else { dead(job, sorted.unknown(), Reason::Ambiguous) }
+    if again {
+        again_or_dead(job, sorted, Lapse::Ambiguous, policy)
+    } else {
+        dead(job, sorted.unknown(), Reason::Ambiguous)
+    }
 }
 
-/// What is missing is tried again, as long as there are attempts.
-fn again_or_dead(mut job: Job, sorted: Sorted, policy: &Policy<'_>) -> Ending {
-    match policy.retry.after(job.attempt + 1, policy.random) {
+/// What is missing is tried again, as long as there are attempts and time.
+fn again_or_dead(mut job: Job, sorted: Sorted, lapse: Lapse, policy: &Policy<'_>) -> Ending {
+    let deadline = policy.retry.deadline(&job);
+    let in_time = |after: &Duration| {
+        let next = policy.now.checked_add(*after);
+        deadline.is_none_or(|deadline| next.is_ok_and(|next| next < deadline))
+    };
+    match policy.retry.after(job.attempt + 1, lapse, policy.random) {
+        Some(after) if !in_time(&after) => dead(job, sorted, Reason::DeadlinePassed),
         Some(after) => {
             job.models = sorted.missing.into_iter().map(|result| result.model).collect();
             let results = sorted.done.into_iter().chain(sorted.rejected).collect();
@@ -283,7 +296,7 @@ fn dead(mut job: Job, sorted: Sorted, reason: Reason) -> Ending {
 mod tests {
     use std::collections::BTreeSet;
 
-    use jiff::Timestamp;
+    use jiff::SignedDuration;
     use pixfleet_shared::{
         id::Id,
         job::{Image, Source},
@@ -332,8 +345,12 @@ mod tests {
 
     fn ending(job: Job, class: Class, classes: &[Class], ambiguous: Ambiguous) -> Ending {
         let verdict = verdict(class, &job, classes);
-        let policy =
-            Policy { retry: &retry::Policy::default(), ambiguous, refused: MENDING_PAUSE, random: 0.5 };
+        concluded(job, verdict, ambiguous, &retry::Policy::default())
+    }
+
+    fn concluded(job: Job, verdict: Verdict, ambiguous: Ambiguous, retry: &retry::Policy) -> Ending {
+        let now = Timestamp::now();
+        let policy = Policy { retry, ambiguous, refused: MENDING_PAUSE, now, random: 0.5 };
         conclude(job, &call(), verdict, &policy)
     }
 
@@ -365,6 +382,50 @@ mod tests {
         assert!(matches!(twice, Ending::Dead { reason: Reason::Ambiguous, .. }));
         let parked = ending(job(1), Class::Ambiguous, &[Class::Ambiguous], Ambiguous::Park);
         assert!(matches!(parked, Ending::Dead { reason: Reason::Ambiguous, .. }));
+    }
+
+    #[test]
+    fn no_retry_is_scheduled_past_the_deadline() {
+        let pauses = |pause_ms| retry::Policy { pauses_ms: vec![pause_ms], ..retry::Policy::default() };
+        for (class, pause_ms, again) in [
+            (Class::Transient, 1_000, true),
+            (Class::Transient, 61_000, false),
+            (Class::Ambiguous, 1_000, true),
+            (Class::Ambiguous, 61_000, false),
+        ] {
+            let job = Job { deadline: Some(Timestamp::now() + SignedDuration::from_secs(60)), ..job(2) };
+            let verdict = verdict(class, &job, &[Class::Ok, class]);
+            match concluded(job, verdict, Ambiguous::Resend, &pauses(pause_ms)) {
+                Ending::Retry { job, .. } => assert!(again && job.models == ["m1"]),
+                Ending::Dead { job, results, reason } => {
+                    assert!(!again && job.models == ["m1"] && results.len() == 2);
+                    assert_eq!(reason, Reason::DeadlinePassed);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn of_an_answer_that_can_be_read_in_part_only_the_rest_is_asked_again_by_the_policy() {
+        let classes = [Class::Ok, Class::Ambiguous, Class::Transient, Class::Rejected];
+        let once = ending(job(4), Class::Ok, &classes, Ambiguous::ResendOnce);
+        let Ending::Retry { job: again, results, .. } = once else { panic!("a retry") };
+        assert_eq!(
+            (again.models.as_slice(), again.ambiguous),
+            (["m1".to_owned(), "m2".to_owned()].as_slice(), 1)
+        );
+        assert_eq!(results.iter().map(|result| result.model.as_str()).collect::<Vec<_>>(), ["m0", "m3"]);
+        let parked = ending(job(4), Class::Ok, &classes, Ambiguous::Park);
+        let Ending::Dead { job, results, reason: Reason::Ambiguous } = parked else {
+            panic!("a dead letter")
+        };
+        let outcome = |model: &str| results.iter().find(|result| result.model == model).unwrap().outcome;
+        assert_eq!(
+            (outcome("m0"), outcome("m1"), outcome("m2")),
+            (Outcome::Ok, Outcome::Ambiguous, Outcome::Dead)
+        );
+        assert_eq!(job.models, ["m3", "m1", "m2"]);
     }
 
     #[test]

@@ -24,12 +24,15 @@ use tracing::{info, warn};
 
 use crate::{
     admin::Condition,
+    breaker::{self, Breaker},
     budget::Spent,
     client::{Client, NoClient},
     config::Config,
     image::Images,
     pace,
     provider::Provider,
+    recalled::Flights,
+    retry,
     room::Room,
     slots::{Aim, Desk, Exit},
 };
@@ -103,6 +106,8 @@ pub(crate) struct Crew {
     pub(crate) board: Arc<Board>,
     pub(crate) recent: Recent,
     pub(crate) spent: Spent,
+    /// What its jobs ask at this moment, where answers are kept.
+    pub(crate) flights: Flights,
     /// One job at a time of those that may have killed a worker.
     pub(crate) suspects: Semaphore,
     /// No slot is asked for any more; what waits for one goes back.
@@ -114,6 +119,8 @@ pub(crate) struct Crew {
 /// A provider with its accounts and its slot desk.
 pub(crate) struct Serving {
     pub(crate) provider: Arc<Provider>,
+    /// The worker's, with what the provider says of its own.
+    pub(crate) retry: retry::Policy,
     /// One for each account.
     pub(crate) accounts: Vec<AccountState>,
     pub(crate) desk: Desk,
@@ -127,6 +134,8 @@ pub(crate) struct AccountState {
     pub(crate) client: Client,
     /// Calls in a row that were answered "too much".
     pub(crate) throttled: AtomicU32,
+    /// Failures in a row.
+    pub(crate) breaker: Arc<Breaker>,
 }
 
 impl AccountState {
@@ -138,6 +147,7 @@ impl AccountState {
 impl Serving {
     pub(crate) fn new(
         provider: Arc<Provider>,
+        config: &Config,
         engines: &Engines,
         tasks: &TaskTracker,
         stop: &CancellationToken,
@@ -153,13 +163,17 @@ impl Serving {
             let aim: Aim = Arc::new(move || (arrival.one_way(), arrival.jitter()));
             let safe_rate = provider.definition().safe_rate;
             exits.push(Exit { stack: stack.clone(), rooms, aim, safe_rate });
-            let throttled = AtomicU32::new(0);
-            accounts.push(AccountState { stack: stack.clone(), client, throttled });
+            let (throttled, breaker) = (AtomicU32::new(0), Arc::new(Breaker::default()));
+            let settings = provider.definition().breaker.clone();
+            let limiter = engines.limiter.clone();
+            tasks.spawn(breaker::listen(breaker.clone(), settings, limiter, stack.clone(), stop.clone()));
+            accounts.push(AccountState { stack: stack.clone(), client, throttled, breaker });
         }
         let desk = Desk::open(exits, free, engines.limiter.clone(), tasks, stop.clone());
         let at_once = provider.definition().calls_at_once;
         let room = at_once.map(|calls| Semaphore::new(calls.get() as usize));
-        Ok(Self { provider, accounts, desk, room })
+        let retry = config.retry.with(&provider.definition().retry);
+        Ok(Self { provider, retry, accounts, desk, room })
     }
 }
 

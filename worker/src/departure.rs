@@ -14,14 +14,16 @@ use tracing::{debug, warn};
 
 use crate::{
     alarm,
+    breaker::Sign,
     classify::{Class, Verdict},
-    client::Way,
+    client::{CallOutcome, Way},
     conclude::{Ending, fleet_pause},
     crew::{AccountState, Crew, Serving},
+    deadline,
     intended::Intended,
     provider::PreparedRequest,
     slots::{Granted, Leave},
-    step::{Early, uncalled},
+    step::{Early, held, uncalled},
     usage,
 };
 
@@ -62,11 +64,13 @@ pub(crate) async fn wait(
     let label = ProviderLabel { provider: job.provider.clone() };
     let weight = serving.provider.weight(job.models.len(), requests[0].body.len());
     let since = Instant::now();
-    let mut intended = Intended::new(crew, serving, job);
+    let (mut intended, due) = (Intended::new(crew, serving, job), deadline::of(serving, job));
     loop {
         let granted = tokio::select! {
             granted = serving.desk.leave(job, weight) => granted,
             () = crew.stopping.cancelled() => Ok(None),
+            () = deadline::passed(due) => return Err(deadline::missed(serving, job)),
+            early = kept(crew, job) => return Err(early),
         };
         // Heavier than the limits ever give at once: waiting would not help it.
         let granted =
@@ -75,6 +79,9 @@ pub(crate) async fn wait(
             None => return Err(Box::new(Ending::release(job, Duration::ZERO))),
             Some(Granted::Parked { until, why }) => {
                 crew.park(&job.provider, until, &why);
+                if due.is_some_and(|due| due <= until) {
+                    return Err(deadline::missed(serving, job));
+                }
                 // With all providers parked no job is taken from the queue any more, and this one waits at its end.
                 let after = match crew.parked_until() {
                     Some(_) => Duration::ZERO,
@@ -87,6 +94,11 @@ pub(crate) async fn wait(
         crew.unpark(&job.provider);
         let account = &serving.accounts[leave.account];
         let AccountState { stack, client, .. } = account;
+        if due.is_some_and(|due| due <= leave.slot.at) {
+            crew.board.metrics.slots_forfeited.get_or_create(&label).inc();
+            give_back(crew, stack, leave.slot, weight).await;
+            return Err(deadline::missed(serving, job));
+        }
         match intended.record(account).await {
             Ok(true) => {}
             unsaid => {
@@ -102,8 +114,9 @@ pub(crate) async fn wait(
         sleep_until(at.checked_sub(client.lead() + TIMER).unwrap_or(at)).await;
         let way = client.warm(&requests[leave.account].url);
         alarm::sleep_until(at).await;
+        let kept = held(crew, job);
         let held = crew.engines.limiter.held_until(stack).is_some_and(|until| until > Instant::now());
-        if !held && in_time(crew, account, at, &label).await {
+        if kept.is_ok() && !held && in_time(crew, account, at, &label).await {
             crew.board.metrics.slot_wait.get_or_create(&label).observe(since.elapsed().as_secs_f64());
             usage::took(crew, stack, weight);
             return Ok(Departure { leave, way, at, intent: intended.gone(account) });
@@ -111,6 +124,21 @@ pub(crate) async fn wait(
         debug!(late_us = late_us(at), held, "slot forfeited");
         crew.board.metrics.slots_forfeited.get_or_create(&label).inc();
         give_back(crew, stack, leave.slot, weight).await;
+        kept?;
+    }
+}
+
+/// Waits until something keeps the job's batch: then a job of it gives up its place among those that wait for a slot.
+async fn kept(crew: &Crew, job: &Job) -> Early {
+    let mut changes = crew.engines.batches.changes();
+    loop {
+        if let Err(early) = held(crew, job) {
+            return early;
+        }
+        if changes.changed().await.is_err() {
+            // Nobody is left who could say it.
+            return std::future::pending().await;
+        }
     }
 }
 
@@ -152,9 +180,15 @@ fn late_us(at: Instant) -> u64 {
     Instant::now().saturating_duration_since(at).as_micros() as u64
 }
 
-/// Tells the fleet what a call's answer says of the limits: a pause, or that a probe went well.
-pub(crate) async fn tell(crew: &Crew, account: &AccountState, verdict: &Verdict, probe: bool) {
-    let AccountState { stack, throttled, .. } = account;
+/// Tells the fleet what a call's answer says of the limits and of the API: a pause, or that a probe went well.
+pub(crate) async fn tell(
+    crew: &Crew,
+    serving: &Serving,
+    account: &AccountState,
+    (outcome, verdict): (&CallOutcome, &Verdict),
+    probe: bool,
+) {
+    let AccountState { stack, throttled, breaker, .. } = account;
     let in_a_row = match verdict.class {
         Class::Throttled => {
             crew.board.metrics.throttled.get_or_create(&account.label()).inc();
@@ -170,7 +204,14 @@ pub(crate) async fn tell(crew: &Crew, account: &AccountState, verdict: &Verdict,
     let rate = crew.engines.limiter.in_force(stack).rate_per_s(Weight::of_models(1));
     let interval = rate.map_or(NO_RATE_INTERVAL, |rate| Duration::from_secs_f64(1.0 / rate));
     let refused = Duration::from_millis(crew.config.refused_ms);
-    if let Some(hold_off) = fleet_pause(verdict, refused, in_a_row, interval) {
+    let held = crew.engines.limiter.held_until(stack).is_some();
+    let settings = &serving.provider.definition().breaker;
+    let broken = breaker.note(settings, Sign::of(outcome, verdict), probe, held);
+    broken.log(&stack.name, &verdict.message);
+    if broken.hold_off().is_some() {
+        crew.board.metrics.breaker_opened.get_or_create(&account.label()).inc();
+    }
+    if let Some(hold_off) = fleet_pause(verdict, refused, in_a_row, interval).or(broken.hold_off()) {
         crew.board.metrics.hold_offs.get_or_create(&account.label()).inc();
         said(crew.engines.limiter.hold_off(stack, hold_off)).await;
     } else if probe {

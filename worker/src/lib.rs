@@ -1,13 +1,14 @@
 //! A worker: a delivery becomes a slot, a call and a result, and is settled once.
 //!
 //! [`run()`] is the loop and the drain, `step` one job's straight line with its one settle site. `slots` asks the
-//! limiter, `pace` fits the jobs in hand to rate and latency, `retry` and `classify` are pure policy. A
+//! limiter, `recalled` looks for answers of before, [`breaker`] leaves an API alone that is down, `pace` fits the jobs in hand to rate and latency, `retry` and `classify` are pure policy. A
 //! [`provider`] is data; [`image`] fetches and prepares pictures before the slot; [`client`] sends,
 //! [`alarm`] is when, and [`arrival`] what is known of the way.
 
 pub mod admin;
 pub mod alarm;
 pub mod arrival;
+pub mod breaker;
 mod budget;
 pub mod classify;
 pub mod client;
@@ -15,11 +16,13 @@ mod closing;
 mod conclude;
 mod config;
 mod crew;
+mod deadline;
 mod departure;
 pub mod image;
 mod intended;
 mod pace;
 pub mod provider;
+mod recalled;
 pub mod retry;
 mod returned;
 mod room;

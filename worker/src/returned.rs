@@ -87,7 +87,8 @@ async fn ask(crew: &Crew, serving: &Serving, job: &Job) -> Result<Option<TakenUp
     }
 }
 
-async fn rest(crew: &Crew, job: &Job, pause: Duration) -> Result<(), Early> {
+/// Waits, unless the worker stops.
+pub(crate) async fn rest(crew: &Crew, job: &Job, pause: Duration) -> Result<(), Early> {
     tokio::select! {
         () = sleep(pause) => Ok(()),
         () = crew.stopping.cancelled() => Err(Box::new(Ending::release(job, Duration::ZERO))),

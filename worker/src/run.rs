@@ -26,6 +26,7 @@ use crate::{
     image::Images,
     pace::{self, Seen},
     provider::Provider,
+    recalled::Flights,
     step::{Settled, step},
     usage,
 };
@@ -179,7 +180,7 @@ fn muster(
     let mut serving = BTreeMap::new();
     for provider in providers {
         let name = provider.name().to_owned();
-        serving.insert(name, Serving::new(provider, &engines, tasks, stop)?);
+        serving.insert(name, Serving::new(provider, &config, &engines, tasks, stop)?);
     }
     Ok(Crew {
         name: config.resolved_name(),
@@ -190,6 +191,7 @@ fn muster(
         board,
         recent: Recent::default(),
         spent: Spent::default(),
+        flights: Flights::default(),
         suspects: Semaphore::new(1),
         stopping: CancellationToken::new(),
         parked: std::sync::Mutex::default(),

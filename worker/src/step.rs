@@ -24,9 +24,11 @@ use crate::{
         Ending, MENDING_PAUSE, Policy, conclude, conclude_cancelled, conclude_given_up, conclude_uncalled,
     },
     crew::{AccountState, Crew, Serving},
+    deadline,
     departure::{self, Departure},
     image::Prepared,
     provider::PreparedRequest,
+    recalled::{self, Known},
     returned,
 };
 
@@ -84,19 +86,36 @@ async fn line(crew: &Crew, job: &Job, again: bool) -> Result<Ending, Early> {
     held(crew, job)?;
     let serving = serving(crew, job)?;
     let _alone = if again { returned::take_up(crew, serving, job).await? } else { None };
+    deadline::check(serving, job)?;
     let since = Instant::now();
     let picture = picture(crew, serving, job).await?;
-    let requests = requests(crew, serving, job, &picture).await?;
-    drop(picture);
     let prepared = since.elapsed();
-    let mut job = job.clone();
+    let mut known = recalled::recall(crew, serving, job, &picture).await?;
+    match called(crew, serving, &mut known, picture, prepared).await {
+        Ok(ending) => Ok(ending),
+        Err(early) => Err(Box::new(known.joined(*early))),
+    }
+}
+
+/// From what is missing of a job to its ending.
+async fn called(
+    crew: &Crew,
+    serving: &Serving,
+    known: &mut Known<'_>,
+    picture: Prepared,
+    prepared: Duration,
+) -> Result<Ending, Early> {
+    let mut job = known.job.clone();
+    let requests = requests(crew, serving, &job, &picture).await?;
+    drop(picture);
     for _ in 0..MOST_THROTTLED {
         let Made { outcome, verdict, intent } = one_call(crew, serving, &job, &requests).await?;
         crew.recent.record(prepared + outcome.duration);
         if verdict.class != Class::Throttled {
             let facts = facts(crew, &intent, &job, &outcome, serving);
             let charged = verdict.charged;
-            let ending = conclude(job, &facts, verdict, &policy(crew, serving));
+            known.learn(&verdict, &intent);
+            let ending = known.joined(conclude(job, &facts, verdict, &policy(crew, serving)));
             tell_ledger(crew, &intent, &outcome, charged, &ending);
             return Ok(ending);
         }
@@ -105,11 +124,11 @@ async fn line(crew: &Crew, job: &Job, again: bool) -> Result<Ending, Early> {
         job.throttled += 1;
         held(crew, &job)?;
     }
-    Ok(Ending::release(&job, Duration::ZERO))
+    Ok(known.joined(Ending::release(&job, Duration::ZERO)))
 }
 
 /// What keeps the job's batch: without a call, nothing is spent.
-fn held(crew: &Crew, job: &Job) -> Result<(), Early> {
+pub(crate) fn held(crew: &Crew, job: &Job) -> Result<(), Early> {
     match crew.engines.batches.held(&job.batch) {
         None => Ok(()),
         Some(Hold::Cancelled) => Err(Box::new(conclude_cancelled(job))),
@@ -171,7 +190,7 @@ async fn one_call(
     if !verdict.charged {
         budget::give_back(crew, reserved).await;
     }
-    departure::tell(crew, account, &verdict, leave.slot.probe).await;
+    departure::tell(crew, serving, account, (&outcome, &verdict), leave.slot.probe).await;
     Ok(Made { outcome, verdict, intent })
 }
 
@@ -209,11 +228,12 @@ pub(crate) fn uncalled(crew: &Crew, serving: &Serving, job: &Job, class: Class, 
     Box::new(conclude_uncalled(job.clone(), class, why, &policy(crew, serving)))
 }
 
-pub(crate) fn policy<'a>(crew: &'a Crew, serving: &Serving) -> Policy<'a> {
+pub(crate) fn policy<'a>(crew: &Crew, serving: &'a Serving) -> Policy<'a> {
     Policy {
-        retry: &crew.config.retry,
+        retry: &serving.retry,
         ambiguous: serving.provider.ambiguous(),
         refused: Duration::from_millis(crew.config.refused_ms),
+        now: Timestamp::now(),
         random: rand::random(),
     }
 }

@@ -46,6 +46,8 @@ pub(crate) async fn keep(crew: Arc<Crew>, stop: CancellationToken) {
         let mut seen = BTreeMap::new();
         for account in crew.providers.values().flat_map(|serving| &serving.accounts) {
             let in_force = crew.engines.limiter.in_force(&account.stack);
+            let held = crew.engines.limiter.held_until(&account.stack).is_some();
+            crew.board.metrics.held_off.get_or_create(&account.label()).set(i64::from(held));
             begin_counters(&crew, &in_force);
             for limit in booked(&in_force) {
                 let labels = labels(&in_force, limit);
@@ -83,6 +85,7 @@ fn begin_counters(crew: &Crew, stack: &Stack) {
     let label = StackLabel { stack: stack.name.clone() };
     drop(crew.board.metrics.throttled.get_or_create(&label));
     drop(crew.board.metrics.hold_offs.get_or_create(&label));
+    drop(crew.board.metrics.breaker_opened.get_or_create(&label));
 }
 
 fn set_parked(crew: &Crew) {

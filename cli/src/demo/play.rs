@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use pixfleet_producer::{
-    BadRows, Order,
+    BadRows, Destination, Order,
     manifest::{Manifest, Reading},
     plan::{Plan, Tariff},
     record::{Identity, Record},
@@ -131,6 +131,8 @@ impl Play<'_> {
             priority,
             weight: 1,
             budget: None,
+            deadline: None,
+            refresh: false,
             plan,
             trace: Some(TraceParent::random()),
             bad_rows: BadRows::Stop,
@@ -138,9 +140,10 @@ impl Play<'_> {
         };
         let config = pixfleet_producer::Config::default();
         let (progress, _) = watch::channel(Default::default());
-        let queue = self.engines.queue.clone();
+        let to =
+            Destination { queue: self.engines.queue.clone(), batches: Some(self.engines.batches.clone()) };
         let stop = stop.child_token();
-        pixfleet_producer::enqueue(queue, manifest, record, order, &config, stop, &progress).await?;
+        pixfleet_producer::enqueue(to, manifest, record, order, &config, stop, &progress).await?;
         Ok(())
     }
 

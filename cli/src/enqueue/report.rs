@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use pixfleet_producer::{Forecast, Summary, plan::Plan};
+use pixfleet_shared::batches::Held;
 use pixfleet_worker::provider::Provider;
 use serde::Serialize;
 
@@ -22,6 +23,9 @@ pub(super) struct Report<'a> {
     pub(super) coverage: Option<Coverage>,
     /// Why it ended early; null when it did not.
     pub(super) stopped: Option<String>,
+    /// Who paused the batch, and when: its jobs wait until it is resumed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) paused: Option<Held>,
 }
 
 /// What the calls that are still to be enqueued would take.
@@ -72,6 +76,7 @@ impl Report<'_> {
                     "the batch has {} jobs, and expects {} results\n",
                     summary.batch_jobs, summary.batch_results
                 );
+                text.extend(self.paused.iter().map(|held| super::held::waits(&summary.batch, held) + "\n"));
             }
         }
         text

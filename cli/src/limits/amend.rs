@@ -12,7 +12,7 @@ use super::stacks::Owned;
 pub(crate) const BY: &str = "PIXFLEET_BY";
 
 /// Who changes something: what was said, else `user@host` of this process.
-pub(super) fn author(said: Option<String>) -> String {
+pub(crate) fn author(said: Option<String>) -> String {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let user = variable("USER").or_else(|| variable("LOGNAME")).unwrap_or_else(|| "somebody".to_owned());

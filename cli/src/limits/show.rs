@@ -17,7 +17,8 @@ pub(super) fn lines(shown: &Shown, terminal: Option<u16>) -> Vec<String> {
         say("PAUSED", format!("by {by}: nothing leaves until it is resumed"));
     }
     if let Some(until) = shown.held_until {
-        say("HELD OFF", format!("until {}", at(until, now)));
+        let why = "after \"too much\", a refusal of the account, or an API that was down";
+        say("HELD OFF", format!("until {}, {why}", at(until, now)));
     }
     if shown.probing {
         say("PROBING", "after a hold-off one call goes ahead; the others wait for its answer".to_owned());

@@ -48,7 +48,7 @@ pub(crate) struct Args {
     /// Only this model.
     #[arg(long)]
     pub model: Option<String>,
-    /// Only this outcome: ok, rejected or dead.
+    /// Only this outcome: ok, rejected, dead, cancelled or ambiguous.
     #[arg(long, value_parser = outcome)]
     pub outcome: Option<Outcome>,
     /// How results are written.
@@ -159,7 +159,7 @@ fn outcome(text: &str) -> Result<Outcome, String> {
     Outcome::ALL
         .into_iter()
         .find(|outcome| outcome.as_str() == text)
-        .ok_or_else(|| "give ok, rejected or dead".to_owned())
+        .ok_or_else(|| format!("give one of {}", Outcome::ALL.map(Outcome::as_str).join(", ")))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

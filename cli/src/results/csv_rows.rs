@@ -18,25 +18,31 @@ pub(crate) struct CsvRows {
     writer: csv::Writer<Vec<u8>>,
     metadata: Option<Vec<String>>,
     models: Vec<String>,
+    /// Whether the header has the column `cached`: an earlier build wrote none.
+    cached: bool,
     begun: bool,
 }
 
 impl CsvRows {
     /// A new file's rows.
     pub(crate) fn new(metadata: Option<Vec<String>>, models: Vec<String>) -> Self {
-        Self { writer: writer(), metadata, models, begun: false }
+        Self { writer: writer(), metadata, models, cached: true, begun: false }
     }
 
     /// Rows below the `header` of an earlier run.
     pub(crate) fn following(header: &[String]) -> Self {
-        Self { begun: true, ..Self::new(Some(row::keys(header)), Vec::new()) }
+        Self {
+            begun: true,
+            cached: row::has_cached(header),
+            ..Self::new(Some(row::keys(header)), Vec::new())
+        }
     }
 
     /// Adds a result.
     pub(crate) fn result(&mut self, result: &ImageResult) -> anyhow::Result<()> {
         let keys = self.metadata_keys(&result.metadata);
         self.begin(&row::COLUMNS, &keys)?;
-        Ok(self.writer.write_record(row::fields(result, &keys))?)
+        Ok(self.writer.write_record(row::fields(result, &keys, self.cached))?)
     }
 
     /// Adds summaries; the first ones name the models where nobody did.
@@ -138,6 +144,24 @@ mod tests {
         let rows: Vec<BTreeMap<String, String>> =
             csv::Reader::from_reader(&both[..]).deserialize().map(Result::unwrap).collect();
         assert_eq!((&rows[1]["image"][..], &rows[1]["metadata.price"][..]), ("2", "20"));
+    }
+
+    #[test]
+    fn below_the_header_of_an_earlier_build_what_has_no_column_there_is_in_the_last_one() {
+        let all = row::header(row::COLUMNS, &[]);
+        let old: Vec<String> = all.iter().filter(|column| *column != "cached").cloned().collect();
+        assert!(row::knows(&old) && row::knows(&all) && all.len() == old.len() + 1);
+        let before = ImageResult { cached: true, ..with("1", &[]) };
+        let last = |rows: &mut CsvRows| {
+            rows.result(&before).unwrap();
+            let text = String::from_utf8(rows.drain().unwrap()).unwrap();
+            let row = csv::ReaderBuilder::new().has_headers(false).from_reader(text.as_bytes());
+            row.into_records().next().unwrap().unwrap().iter().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let row = last(&mut CsvRows::following(&old));
+        assert_eq!((row.len(), &row[17][..]), (18, r#"{"cached":true}"#));
+        let row = last(&mut CsvRows::following(&all));
+        assert_eq!((row.len(), &row[17][..], &row[18][..]), (19, "true", ""));
     }
 
     #[test]

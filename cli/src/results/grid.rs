@@ -9,13 +9,13 @@ const NAME: u16 = 14;
 
 /// Rows of cells under a header.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Grid {
+pub(crate) struct Grid {
     pub header: Vec<String>,
     pub rows: Vec<Vec<String>>,
 }
 
 impl Grid {
-    pub(super) fn under(header: Vec<String>) -> Self {
+    pub(crate) fn under(header: Vec<String>) -> Self {
         Self { header, rows: Vec::new() }
     }
 
@@ -72,6 +72,15 @@ impl Grid {
             column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width + PADDING)));
         }
         table.trim_fmt() + "\n"
+    }
+
+    /// The lines under their header, no wider than the terminal as long as words stay whole.
+    pub(crate) fn fitted(&self, terminal: Option<u16>) -> String {
+        let widths = match terminal {
+            None => self.contents(),
+            Some(terminal) => shared_out(&self.words(), &self.contents(), terminal.into()),
+        };
+        self.lines(&widths, true)
     }
 
     fn table(&self, header: bool) -> Table {

@@ -34,7 +34,7 @@ impl Progress {
             self.bar.set_length(expected);
         }
         self.bar.set_position(counts.results);
-        self.bar.set_message(format!("{} failed, {} dead", counts.failed, counts.dead));
+        self.bar.set_message(counts.in_words());
     }
 
     /// Says once what is waited for, when nothing of `batch` came `since` the beginning.

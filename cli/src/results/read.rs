@@ -226,6 +226,7 @@ impl Run {
             ended,
             complete,
             counts,
+            tally: self.totals().announced(),
             written,
             repeated: self.repeated,
             elsewhere: self.elsewhere,

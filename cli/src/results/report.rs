@@ -1,6 +1,6 @@
 //! What a run came to, for programs and for people.
 
-use pixfleet_shared::batch::BatchName;
+use pixfleet_shared::batch::{BatchName, Tally};
 use serde::Serialize;
 
 use super::{calls::CallStatistics, ending::Ended, tally::Counts, terminal};
@@ -17,6 +17,8 @@ pub(crate) struct Report {
     /// The counts of the batch, or of what was read.
     #[serde(flatten)]
     pub counts: Counts,
+    /// What its results count as, as its end was announced; null until then.
+    pub tally: Option<Tally>,
     /// Rows written.
     pub written: u64,
     /// Deliveries of a result that was here already; they were dropped.
@@ -43,9 +45,7 @@ impl Report {
             Some(batch) => format!("batch {batch} is not complete: "),
             None => String::new(),
         };
-        let Counts { results, done, failed, dead, .. } = *counts;
-        let mut lines =
-            vec![format!("{what}{results}{of} results: {done} done, {failed} failed, {dead} dead")];
+        let mut lines = vec![format!("{what}{}{of} results: {}", counts.results, counts.in_words())];
         if self.elsewhere > 0 {
             lines.push(format!(
                 "{} of them did not come to this reader: written by an earlier run, or published before it began; \

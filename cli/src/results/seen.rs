@@ -19,7 +19,7 @@ pub(crate) struct Seen {
 pub(crate) enum Sight {
     /// Never seen.
     New,
-    /// Seen with a worse outcome: a dead letter was replayed, and now it is answered.
+    /// Seen with a worse outcome, or another one of no answer: a dead letter was sent again, and this came of it.
     Better(Outcome),
     /// Seen, as good or better: a redelivery.
     Repeated,
@@ -37,7 +37,8 @@ impl Seen {
         self.young.contains_key(&key) || self.old.contains_key(&key)
     }
 
-    /// Notes an arrival. The best outcome of an id wins, whatever the order: ok, then rejected, then dead.
+    /// Notes an arrival. The best outcome of an id wins, whatever the order: ok, then rejected, then the others; of those
+    /// the last one.
     pub(crate) fn see(&mut self, id: Id, outcome: Outcome) -> Sight {
         let key = id.to_bytes();
         let known = self.young.get(&key).or_else(|| self.old.get(&key)).copied();
@@ -45,12 +46,22 @@ impl Seen {
         if self.young.len() >= self.half && !self.young.contains_key(&key) {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(key, known.map_or(outcome, |known| known.min(outcome)));
+        let better = known.is_none_or(|known| outcome != known && rank(outcome) <= rank(known));
+        self.young.insert(key, if better { outcome } else { known.unwrap_or(outcome) });
         match known {
             None => Sight::New,
-            Some(known) if outcome < known => Sight::Better(known),
+            Some(known) if better => Sight::Better(known),
             Some(_) => Sight::Repeated,
         }
+    }
+}
+
+/// As the databases of `--into` have it.
+fn rank(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::Ok => 0,
+        Outcome::Rejected => 1,
+        Outcome::Dead | Outcome::Cancelled | Outcome::Ambiguous => 2,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use pixfleet_shared::{
-    batch::{BatchEvent, BatchState},
+    batch::{self, BatchEvent, BatchState},
     id::Id,
     result::{Call, ImageResult, Outcome},
 };
@@ -16,8 +16,10 @@ use super::{
 /// What is known of the results so far.
 pub(crate) struct Tally {
     seen: Seen,
-    outcomes: [u64; 3],
+    outcomes: [u64; Outcome::ALL.len()],
+    cached: u64,
     latest: Option<BatchEvent>,
+    complete: Option<BatchEvent>,
     calls_seen: Seen,
     calls: BTreeMap<String, Calls>,
     throttled: HashMap<[u8; 16], u32>,
@@ -31,10 +33,16 @@ pub(crate) struct Counts {
     pub results: u64,
     /// Answered.
     pub done: u64,
+    /// Those of them that were answered before: no call was made.
+    pub cached: u64,
     /// Refused for good: this image will never work at this model.
     pub failed: u64,
     /// Given up; they wait as dead letters.
     pub dead: u64,
+    /// The batch was cancelled first: no call was made.
+    pub cancelled: u64,
+    /// A call left, and its answer never came; they wait as dead letters.
+    pub ambiguous: u64,
     /// Results that the batch promised, once its enqueue has ended.
     pub expected: Option<u64>,
 }
@@ -44,8 +52,10 @@ impl Tally {
     pub(crate) fn bounded(bound: usize) -> Self {
         Self {
             seen: Seen::bounded(bound),
-            outcomes: [0; 3],
+            outcomes: [0; Outcome::ALL.len()],
+            cached: 0,
             latest: None,
+            complete: None,
             calls_seen: Seen::bounded(bound),
             calls: BTreeMap::new(),
             throttled: HashMap::new(),
@@ -58,7 +68,10 @@ impl Tally {
         if let Some(call) = &result.call {
             self.call(&result.provider, result.job, call);
         }
-        self.outcome(result.id, result.outcome)
+        let sight = self.outcome(result.id, result.outcome);
+        // An answer is the best that there is: nothing takes its place any more.
+        self.cached += u64::from(sight != Sight::Repeated && result.cached && result.outcome == Outcome::Ok);
+        sight
     }
 
     /// Counts a result of which no more than its id and its end are known.
@@ -81,8 +94,27 @@ impl Tally {
     /// Notes news of the batch: the latest counts. An enqueue that was opened again is not yet complete.
     pub(crate) fn event(&mut self, event: BatchEvent) {
         let order = |event: &BatchEvent| (event.at, event.state == BatchState::Closed, event.results);
-        if self.latest.as_ref().is_none_or(|latest| order(latest) < order(&event)) {
-            self.latest = Some(event);
+        let kept = match event.state {
+            // Said by a worker, perhaps while a second enqueue has opened the batch again.
+            BatchState::Complete => &mut self.complete,
+            BatchState::Opened | BatchState::Closed => &mut self.latest,
+        };
+        if kept.as_ref().is_none_or(|latest| order(latest) < order(&event)) {
+            *kept = Some(event);
+        }
+    }
+
+    /// What the batch's results count as, as its end was announced, where that is the end of all that is expected.
+    pub(crate) fn announced(&self) -> Option<batch::Tally> {
+        let complete = self.complete.as_ref().filter(|event| Some(event.results) == self.expected());
+        complete.and_then(|event| event.tally)
+    }
+
+    fn expected(&self) -> Option<u64> {
+        match &self.latest {
+            Some(latest) => (latest.state == BatchState::Closed).then_some(latest.results),
+            // The log does not go back to the end of the enqueue.
+            None => self.complete.as_ref().map(|event| event.results),
         }
     }
 
@@ -93,12 +125,11 @@ impl Tally {
             results: self.outcomes.iter().sum(),
             done: of(Outcome::Ok),
             failed: of(Outcome::Rejected),
+            cached: self.cached,
             dead: of(Outcome::Dead),
-            expected: self
-                .latest
-                .as_ref()
-                .filter(|event| event.state == BatchState::Closed)
-                .map(|event| event.results),
+            cancelled: of(Outcome::Cancelled),
+            ambiguous: of(Outcome::Ambiguous),
+            expected: self.expected(),
         }
     }
 
@@ -133,6 +164,18 @@ impl Counts {
     pub(crate) fn complete(&self) -> bool {
         self.expected.is_some_and(|expected| self.results >= expected)
     }
+
+    /// By their ends, for people; what is rare is said where there is some.
+    pub(crate) fn in_words(&self) -> String {
+        let Self { done, cached, failed, dead, cancelled, ambiguous, .. } = *self;
+        let some = |count: u64, text: String| if count > 0 { text } else { String::new() };
+        format!(
+            "{done} done{}, {failed} failed, {dead} dead{}{}",
+            some(cached, format!(" ({cached} of them answered before)")),
+            some(cancelled, format!(", {cancelled} cancelled")),
+            some(ambiguous, format!(", {ambiguous} ambiguous"))
+        )
+    }
 }
 
 #[cfg(test)]
@@ -165,6 +208,32 @@ mod tests {
         tally.event(event(BatchState::Closed, 2, 12));
         tally.result(&sample("2", "m", Outcome::Dead, 2));
         assert!(tally.counts().complete());
+    }
+
+    #[test]
+    fn a_complete_event_that_comes_late_does_not_close_a_batch_that_is_open_again() {
+        let mut tally = Tally::bounded(100);
+        tally.event(event(BatchState::Complete, 1, 12));
+        tally.result(&sample("1", "m", Outcome::Cancelled, 1));
+        assert!(tally.counts().complete(), "the log may not go back to the end of the enqueue");
+        tally.event(event(BatchState::Opened, 1, 11));
+        assert!(!tally.counts().complete());
+    }
+
+    #[test]
+    fn every_outcome_is_counted_and_the_rare_ones_are_said_where_there_are_some() {
+        let mut tally = Tally::bounded(100);
+        for (number, outcome) in Outcome::ALL.into_iter().enumerate() {
+            tally.result(&sample(&number.to_string(), "m", outcome, 1));
+        }
+        let before = ImageResult { cached: true, call: None, ..sample("9", "m", Outcome::Ok, 1) };
+        tally.result(&before);
+        tally.result(&before);
+        assert_eq!(
+            tally.counts().in_words(),
+            "2 done (1 of them answered before), 1 failed, 1 dead, 1 cancelled, 1 ambiguous"
+        );
+        assert_eq!(Counts::default().in_words(), "0 done, 0 failed, 0 dead");
     }
 
     #[test]

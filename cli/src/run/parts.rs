@@ -6,7 +6,9 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::anyhow;
-use pixfleet_producer::{Order, Stopped, Summary, Tally, Why, manifest::Manifest, record::Record};
+use pixfleet_producer::{
+    Destination, Order, Stopped, Summary, Tally, Why, manifest::Manifest, record::Record,
+};
 use pixfleet_shared::{batch::BatchName, embedded::Store};
 use pixfleet_worker::{Board, Engines, Refusal, RunError, provider::Provider};
 use tokio::{
@@ -132,11 +134,11 @@ impl Job<'_> {
         order: Order,
         progress: watch::Sender<Tally>,
     ) {
-        let (queue, config, halt) =
-            (self.engines.queue.clone(), self.config.enqueue.clone(), parts.halt.clone());
+        let to =
+            Destination { queue: self.engines.queue.clone(), batches: Some(self.engines.batches.clone()) };
+        let (config, halt) = (self.config.enqueue.clone(), parts.halt.clone());
         parts.tasks.spawn(async move {
-            let enqueuing =
-                pixfleet_producer::enqueue(queue, manifest, record, order, &config, halt, &progress);
+            let enqueuing = pixfleet_producer::enqueue(to, manifest, record, order, &config, halt, &progress);
             Part::Enqueued(enqueuing.await)
         });
     }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::{
     output,
     results::{CallStatistics, terminal::folded, terminal::stdout_width},
+    status::outcomes,
 };
 
 /// What a run came to.
@@ -41,6 +42,10 @@ pub(super) struct Report {
     pub(super) failed: u64,
     /// Given up; they are kept as dead letters.
     pub(super) dead: u64,
+    /// Left out because the batch was cancelled: no call was made.
+    pub(super) cancelled: u64,
+    /// A call left, and its answer never came; they are kept as dead letters.
+    pub(super) ambiguous: u64,
     /// Results without an answer, by reason.
     pub(super) failures: Vec<FailureCount>,
     /// Time, rate and limit of the calls behind the results, for each provider.
@@ -51,6 +56,9 @@ pub(super) struct Report {
     pub(super) outputs: Vec<PathBuf>,
     /// The file that holds the state.
     pub(super) state: PathBuf,
+    /// The results by their ends, in words.
+    #[serde(skip)]
+    outcomes: String,
 }
 
 /// What the report is made of, beside the counts.
@@ -78,6 +86,9 @@ impl Report {
             done: counts.of(Outcome::Ok),
             failed: counts.of(Outcome::Rejected),
             dead: counts.of(Outcome::Dead),
+            cancelled: counts.of(Outcome::Cancelled),
+            ambiguous: counts.of(Outcome::Ambiguous),
+            outcomes: outcomes(&counts),
             calls: counts.calls.iter().map(statistics).collect(),
             failures: counts.failures,
             batch: counts.batch,
@@ -101,10 +112,8 @@ impl Report {
 
     fn lines(&self) -> Vec<String> {
         let is = if self.complete { "complete" } else { "not complete" };
-        let Self { batch, results, expected, done, failed, dead, .. } = self;
-        let mut lines = vec![format!(
-            "batch {batch} is {is}: {results} of {expected} results: {done} done, {failed} failed, {dead} dead"
-        )];
+        let Self { batch, results, expected, outcomes, .. } = self;
+        let mut lines = vec![format!("batch {batch} is {is}: {results} of {expected} results: {outcomes}")];
         lines.extend(
             self.failures
                 .iter()

@@ -57,6 +57,10 @@ impl Allowance {
         if self.given.at_us > now_us || self.given.probe != Probe::None {
             return None;
         }
+        // Without a rule there is no bound to tell that another process' hold-off made this void.
+        if rules.is_empty() {
+            return None;
+        }
         let moment = Moment { now_us, lead_us: LEAD_US, lost: false };
         (1..=calls.len()).rev().find_map(|first| {
             let mut given = self.given.clone();

@@ -40,6 +40,8 @@ const MAX_LEAD_US: u64 = 100_000;
 const SHARE: Duration = Duration::from_secs(5);
 /// A pause that somebody ordered has no end: whether it is over is asked this often, beside being told.
 const PAUSED_ASK: Duration = Duration::from_secs(5);
+/// So long after a hold-off the file is asked, also of a stack without limits: a probe may have to go first.
+const QUIET: Duration = Duration::from_secs(60);
 /// An answer to `held_until` for a pause without end.
 const LONG: Duration = Duration::from_secs(3_600);
 
@@ -159,6 +161,12 @@ impl EmbeddedLimiter {
         Ok(())
     }
 
+    /// Whether nothing is to be heard of a hold-off, not even of one that ended lately.
+    fn is_quiet(&self, stack: &str) -> bool {
+        let held = books(&self.books).held.get(stack).copied();
+        held.is_none_or(|until| until + QUIET < Instant::now())
+    }
+
     fn hold(&self, stack: &str, until: Instant) {
         note_held(&mut books(&self.books).held, stack, until);
     }
@@ -171,8 +179,10 @@ impl RateLimiter for EmbeddedLimiter {
         let in_force = self.in_force(stack);
         if in_force.limits.iter().all(|limit| limit.kind() == Kind::InFlight)
             && !self.knowledge.is_paused(&stack.name)
+            && self.is_quiet(&stack.name)
         {
-            return Ok(unlimited(self.held_until(stack), order.calls.len()));
+            let now = Instant::now();
+            return Ok(Reservation::Slots(vec![Slot { at: now, probe: false }; order.calls.len()]));
         }
         let (now_us, observed) = look(&self.clock);
         let doubt = observed == Observed::InDoubt;
@@ -341,13 +351,6 @@ impl RateLimiter for EmbeddedLimiter {
 
     fn health(&self) -> Result<(), String> {
         self.store.failure().map_or(Ok(()), |failure| Err(failure.to_string()))
-    }
-}
-
-fn unlimited(held: Option<Instant>, calls: usize) -> Reservation {
-    match held {
-        Some(until) => Reservation::ComeBack(Wait { ask_at: until, free_at: until, why: Why::HoldOff }),
-        None => Reservation::Slots(vec![Slot { at: Instant::now(), probe: false }; calls]),
     }
 }
 

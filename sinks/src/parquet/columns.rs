@@ -5,8 +5,8 @@ use std::sync::Arc;
 use arrow_array::{
     ArrayRef, RecordBatch,
     builder::{
-        Float64Builder, Int32Builder, ListBuilder, MapBuilder, MapFieldNames, StringBuilder, StructBuilder,
-        TimestampMicrosecondBuilder,
+        BooleanBuilder, Float64Builder, Int32Builder, ListBuilder, MapBuilder, MapFieldNames, StringBuilder,
+        StructBuilder, TimestampMicrosecondBuilder,
     },
 };
 use arrow_schema::ArrowError;
@@ -34,6 +34,7 @@ pub(super) struct Columns {
     enqueued_at: TimestampMicrosecondBuilder,
     completed_at: TimestampMicrosecondBuilder,
     metadata: MapBuilder<StringBuilder, StringBuilder>,
+    cached: BooleanBuilder,
     rows: usize,
     bytes: usize,
 }
@@ -72,6 +73,7 @@ impl Default for Columns {
             metadata: MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new())
                 .with_keys_field(schema::key())
                 .with_values_field(schema::value()),
+            cached: BooleanBuilder::new(),
             rows: 0,
             bytes: 0,
         }
@@ -104,6 +106,7 @@ impl Columns {
             self.metadata.values().append_value(value);
             self.bytes += key.len() + value.len();
         }
+        self.cached.append_value(result.cached);
         // Keys and values are as many: that is all that it could refuse.
         let _ = self.metadata.append(true);
         self.bytes += result.image.len() + result.source.as_ref().map_or(0, String::len);
@@ -138,6 +141,7 @@ impl Columns {
             Arc::new(self.enqueued_at.finish()),
             Arc::new(self.completed_at.finish()),
             Arc::new(self.metadata.finish()),
+            Arc::new(self.cached.finish()),
         ]);
         RecordBatch::try_new(schema::schema(), columns)
     }

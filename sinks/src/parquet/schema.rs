@@ -37,6 +37,8 @@ pub(super) fn schema() -> SchemaRef {
         Field::new("enqueued_at", moment(), false),
         Field::new("completed_at", moment(), false),
         Field::new("metadata", DataType::Map(Arc::new(entry()), false), false),
+        // Later columns stand behind those of the first build.
+        Field::new("cached", DataType::Boolean, false),
     ];
     Arc::new(Schema::new(fields))
 }

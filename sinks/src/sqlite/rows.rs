@@ -24,13 +24,13 @@ const CALL: &str = "
 const RESULT: &str = "
     INSERT INTO results
     (id, job, batch, image, source, provider, model, outcome, label, confidence, labels, value,
-     failure_class, failure_message, call, enqueued_at, completed_at)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)
+     failure_class, failure_message, call, enqueued_at, completed_at, cached)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)
     ON CONFLICT (id) DO UPDATE SET
         job = excluded.job, outcome = excluded.outcome, label = excluded.label, confidence = excluded.confidence,
         labels = excluded.labels, value = excluded.value, failure_class = excluded.failure_class,
         failure_message = excluded.failure_message, call = excluded.call, enqueued_at = excluded.enqueued_at,
-        completed_at = excluded.completed_at
+        completed_at = excluded.completed_at, cached = excluded.cached
     WHERE CASE excluded.outcome WHEN 'ok' THEN 0 WHEN 'rejected' THEN 1 ELSE 2 END
        <= CASE outcome WHEN 'ok' THEN 0 WHEN 'rejected' THEN 1 ELSE 2 END";
 
@@ -104,6 +104,7 @@ fn row(rows: &mut Statement, result: &ImageResult) -> rusqlite::Result<usize> {
         result.call.as_ref().map(|call| call.id.to_string()),
         moment(result.enqueued_at),
         moment(result.completed_at),
+        result.cached,
     ])
 }
 

@@ -167,9 +167,9 @@ fn another_programs_database_is_refused_by_name_and_left_as_it_was() {
     Connection::open(&theirs).unwrap().execute_batch("CREATE TABLE people (name)").unwrap();
     let later = folder.path().join("later.db");
     open(&later, Begin::New).finish().unwrap();
-    Connection::open(&later).unwrap().pragma_update(None, "user_version", 2).unwrap();
+    Connection::open(&later).unwrap().pragma_update(None, "user_version", 3).unwrap();
     for (path, word) in
-        [(text, "not a database of pixfleet"), (theirs, "not a database of pixfleet"), (later, "version 2")]
+        [(text, "not a database of pixfleet"), (theirs, "not a database of pixfleet"), (later, "version 3")]
     {
         let before = fs::read(&path).unwrap();
         let error = refusal(&path, after);
@@ -178,6 +178,23 @@ fn another_programs_database_is_refused_by_name_and_left_as_it_was() {
         assert!(said.contains(word) && said.contains("give another name"), "{said}");
         assert_eq!(fs::read(&path).unwrap(), before);
     }
+}
+
+#[test]
+fn a_database_of_the_first_version_is_gone_on_with_and_gets_the_column_that_it_lacks() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("old.db");
+    let mut sink = open(&path, Begin::New);
+    sink.write(&samples(1, 4)).unwrap();
+    sink.finish().unwrap();
+    let old = "ALTER TABLE results DROP COLUMN cached; PRAGMA user_version = 1;";
+    Connection::open(&path).unwrap().execute_batch(old).unwrap();
+    let mut sink = open(&path, Begin::After(Mark::default()));
+    let before = ImageResult { cached: true, call: None, ..sample(9, "room", Outcome::Ok) };
+    sink.write(std::slice::from_ref(&before)).unwrap();
+    sink.finish().unwrap();
+    assert_eq!(one::<i64>(&path, "SELECT count(*) FROM results WHERE cached = 0"), 3);
+    assert_eq!(one::<String>(&path, "SELECT id FROM results WHERE cached = 1"), before.id.to_string());
 }
 
 #[test]

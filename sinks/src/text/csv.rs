@@ -21,6 +21,8 @@ pub(crate) struct Csv {
     writer: Writer<File>,
     /// The metadata columns, once they are known.
     keys: Option<Vec<String>>,
+    /// Whether the header has the column `cached`: an earlier build wrote none.
+    cached: bool,
     begun: bool,
     rows: u64,
 }
@@ -29,10 +31,14 @@ impl Csv {
     pub(crate) fn open(path: &Path, begin: Begin, options: &Options) -> Result<Self, SinkError> {
         let (mut file, mark) = super::open(path, begin)?;
         let begun = mark.bytes > 0;
-        let keys =
-            if begun { Some(row::keys(&header(path, &mut file, mark)?)) } else { options.metadata.clone() };
+        let (keys, cached) = if begun {
+            let header = header(path, &mut file, mark)?;
+            (Some(row::keys(&header)), row::has_cached(&header))
+        } else {
+            (options.metadata.clone(), true)
+        };
         let writer = WriterBuilder::new().buffer_capacity(BUFFER).from_writer(file);
-        Ok(Self { writer, keys, begun, rows: mark.rows })
+        Ok(Self { writer, keys, cached, begun, rows: mark.rows })
     }
 
     pub(crate) fn write(&mut self, path: &Path, results: &[ImageResult]) -> Result<(), SinkError> {
@@ -51,7 +57,7 @@ impl Csv {
         if !std::mem::replace(&mut self.begun, true) {
             self.writer.write_record(row::header(row::COLUMNS, keys))?;
         }
-        self.writer.write_record(row::fields(result, keys))
+        self.writer.write_record(row::fields(result, keys, self.cached))
     }
 }
 

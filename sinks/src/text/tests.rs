@@ -155,7 +155,7 @@ fn the_metadata_columns_of_a_csv_can_be_chosen() {
     sink.write(&samples(1, 2)).unwrap();
     sink.finish().unwrap();
     let text = fs::read_to_string(&path).unwrap();
-    assert!(text.starts_with("id,batch,") && text.contains("cost,metadata.city,more\n"), "{text}");
+    assert!(text.starts_with("id,batch,") && text.contains("cost,cached,metadata.city,more\n"), "{text}");
     assert!(text.contains(r#"{""listing"":""L-1""}"#), "{text}");
 }
 

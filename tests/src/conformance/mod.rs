@@ -24,6 +24,13 @@ macro_rules! queue_conforms {
             a_new_batch_gets_the_emptiest_lane,
             a_durable_subscriber_goes_on_where_it_committed,
             the_log_replays_and_filters,
+            a_dead_letter_keeps_the_job_and_says_why,
+            looking_through_the_dead_letters_leaves_them_in_their_order,
+            a_replayed_dead_letter_is_a_job_again,
+            a_purged_dead_letter_is_gone_and_the_others_stay,
+            a_look_ends_with_the_letters_that_it_began_with,
+            jobs_that_are_set_aside_come_back_when_their_batch_goes_on,
+            a_batch_can_be_paused_again,
         );
     };
     (@each $open:path, $($promise:ident),* $(,)?) => {$(

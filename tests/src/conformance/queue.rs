@@ -1,12 +1,19 @@
 //! What every queue engine promises, as tests over the seam.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use pixfleet_shared::{
     batch::{BatchEvent, BatchName, BatchState},
     job::{Image, Job, Priority, Source},
-    queue::{Delivery, Filter, From, Intake, Queue, Reason, Subscriber, Subscription},
-    result::{Announcement, ImageResult, Outcome},
+    queue::{
+        DeadLetter, DeadLetters, Death, Delivery, Filter, From, Intake, Queue, Reason, Subscriber,
+        Subscription,
+    },
+    result::{Announcement, Failure, ImageResult, Outcome},
 };
 use tokio::{sync::watch, time::timeout};
 
@@ -217,4 +224,177 @@ pub async fn the_log_replays_and_filters(queue: Arc<dyn Queue>) {
         assert_eq!(heard(&mut log).await.id(), job("wanted", 1).result_id("m"));
         assert_eq!(heard(&mut log).await, Announcement::Batch(closed.clone()));
     }
+}
+
+fn failure(job: &Job, message: &str) -> ImageResult {
+    let failure = Failure { class: "transient".to_owned(), message: message.to_owned() };
+    ImageResult { failure: Some(failure), ..ImageResult::of(job, "m", Outcome::Dead) }
+}
+
+/// Puts one job on the queue and gives it up at once.
+async fn bury(queue: &Arc<dyn Queue>, intake: &mut Box<dyn Intake>, job: Job) {
+    queue.enqueue(vec![job]).await.unwrap();
+    let (job, unsettled) = next(intake).await.split();
+    let results = vec![failure(&job, &format!("{} failed", job.image.id))];
+    unsettled.dead_letter(job, results, Reason::AttemptsExhausted).await.unwrap();
+}
+
+async fn look(queue: &Arc<dyn Queue>) -> Box<dyn DeadLetters> {
+    timeout(PATIENCE, queue.dead_letters()).await.expect("a look in time").unwrap()
+}
+
+async fn seen(letters: &mut Box<dyn DeadLetters>) -> Option<DeadLetter> {
+    timeout(PATIENCE, letters.next()).await.expect("a letter, or the last one, in time").unwrap()
+}
+
+/// The images of all dead letters, in their order.
+async fn buried(queue: &Arc<dyn Queue>) -> Vec<String> {
+    let mut letters = look(queue).await;
+    let mut images = Vec::new();
+    while let Some(letter) = seen(&mut letters).await {
+        images.push(letter.job.expect("a job").image.id);
+    }
+    letters.close().await;
+    images
+}
+
+/// A dead letter says why, what was said last, and when; and keeps the job.
+pub async fn a_dead_letter_keeps_the_job_and_says_why(queue: Arc<dyn Queue>) {
+    let began = jiff::Timestamp::now();
+    let mut intake = lend(&queue).await;
+    bury(&queue, &mut intake, job("b", 1)).await;
+    let mut letters = look(&queue).await;
+    let letter = seen(&mut letters).await.expect("a letter");
+    let Death { reason, class, message, at, .. } = letter.death.clone();
+    assert_eq!((reason, class.as_deref()), (Reason::AttemptsExhausted, Some("transient")));
+    assert_eq!(message, "i1 failed");
+    // Servers may keep whole seconds.
+    assert!(at.expect("a time").as_second() >= began.as_second());
+    assert_eq!(letter.job.expect("a job").id, job("b", 1).id);
+    assert!(seen(&mut letters).await.is_none());
+    letters.close().await;
+}
+
+/// Looking takes nothing away, however far it goes, and the oldest comes first each time.
+pub async fn looking_through_the_dead_letters_leaves_them_in_their_order(queue: Arc<dyn Queue>) {
+    assert!(buried(&queue).await.is_empty());
+    let mut intake = lend(&queue).await;
+    for n in 0..40 {
+        bury(&queue, &mut intake, job("b", n)).await;
+    }
+    let all: Vec<String> = (0..40).map(|n| format!("i{n}")).collect();
+    assert_eq!(buried(&queue).await, all);
+    let mut half = look(&queue).await;
+    for _ in 0..20 {
+        assert!(seen(&mut half).await.is_some());
+    }
+    half.close().await;
+    assert_eq!(buried(&queue).await, all);
+    assert_eq!(buried(&queue).await, all);
+}
+
+/// A replayed letter is a job again, as the caller wants it, and no letter any more.
+pub async fn a_replayed_dead_letter_is_a_job_again(queue: Arc<dyn Queue>) {
+    let mut intake = lend(&queue).await;
+    for n in 0..3 {
+        bury(&queue, &mut intake, job("b", n)).await;
+    }
+    let mut letters = look(&queue).await;
+    while let Some(letter) = seen(&mut letters).await {
+        let mut job = letter.job.as_ref().unwrap().clone();
+        if job.image.id == "i1" {
+            (job.replays, job.attempt) = (1, 0);
+            letter.replay(job).await.unwrap();
+        }
+    }
+    letters.close().await;
+    let (job, unsettled) = next(&mut intake).await.split();
+    assert_eq!((job.image.id.as_str(), job.replays), ("i1", 1));
+    unsettled.complete(results(&job)).await.unwrap();
+    assert_eq!(buried(&queue).await, ["i0", "i2"]);
+}
+
+/// A purged letter is gone, and the others stay.
+pub async fn a_purged_dead_letter_is_gone_and_the_others_stay(queue: Arc<dyn Queue>) {
+    let mut intake = lend(&queue).await;
+    for n in 0..4 {
+        bury(&queue, &mut intake, job("b", n)).await;
+    }
+    let mut letters = look(&queue).await;
+    // The first, and the last: everything before is acknowledged, and nothing behind is left.
+    for n in 0..4 {
+        let letter = seen(&mut letters).await.expect("a letter");
+        if n == 0 || n == 3 {
+            letter.purge().await.unwrap();
+        }
+    }
+    letters.close().await;
+    assert_eq!(buried(&queue).await, ["i1", "i2"]);
+}
+
+/// A look shows what there was when it began: what dies meanwhile is for the next one.
+pub async fn a_look_ends_with_the_letters_that_it_began_with(queue: Arc<dyn Queue>) {
+    let mut intake = lend(&queue).await;
+    bury(&queue, &mut intake, job("b", 1)).await;
+    let mut letters = look(&queue).await;
+    bury(&queue, &mut intake, job("b", 2)).await;
+    assert_eq!(seen(&mut letters).await.expect("a letter").job.unwrap().image.id, "i1");
+    assert!(seen(&mut letters).await.is_none());
+    letters.close().await;
+    assert_eq!(buried(&queue).await, ["i1", "i2"]);
+}
+
+/// Jobs of a paused batch are set aside until it is resumed, come back as they were, and others pass by.
+pub async fn jobs_that_are_set_aside_come_back_when_their_batch_goes_on(queue: Arc<dyn Queue>) {
+    let (paused, other): (BatchName, BatchName) = ("paused".parse().unwrap(), "other".parse().unwrap());
+    assert_eq!(queue.parked(&paused).await.unwrap(), 0);
+    queue.prepare_parking(&paused).await.unwrap();
+    queue.prepare_parking(&paused).await.unwrap();
+    let mut jobs: Vec<Job> = (0..30).map(|n| job("paused", n)).collect();
+    jobs[7].attempt = 2;
+    queue.enqueue(jobs.clone()).await.unwrap();
+    let mut intake = lend(&queue).await;
+    for _ in 0..30 {
+        let (job, unsettled) = next(&mut intake).await.split();
+        unsettled.park(job).await.unwrap();
+    }
+    assert_eq!(queue.parked(&paused).await.unwrap(), 30);
+    assert_eq!(queue.parked(&other).await.unwrap(), 0);
+    queue.enqueue(vec![job("other", 1)]).await.unwrap();
+    let (passing, unsettled) = next(&mut intake).await.split();
+    assert_eq!(passing.batch, other);
+    unsettled.complete(results(&passing)).await.unwrap();
+
+    let moved = timeout(PATIENCE, queue.unpark(&paused)).await.expect("an end in time").unwrap();
+    assert_eq!((moved, queue.parked(&paused).await.unwrap()), (30, 0));
+    let mut back = BTreeMap::new();
+    while back.len() < 30 {
+        let (job, unsettled) = next(&mut intake).await.split();
+        unsettled.complete(results(&job)).await.unwrap();
+        assert!(back.insert(job.id, job).is_none(), "a job came back twice");
+    }
+    // The lane's queue is the truth of where a job waits; everything else is as it was.
+    for mut job in jobs {
+        let back = &back[&job.id];
+        (job.lane, job.traceparent) = (back.lane, back.traceparent);
+        assert_eq!(*back, job);
+    }
+    // Nothing is left to put back, and a second time is no error.
+    assert_eq!(timeout(PATIENCE, queue.unpark(&paused)).await.unwrap().unwrap(), 0);
+}
+
+/// A batch may be paused again after it went on.
+pub async fn a_batch_can_be_paused_again(queue: Arc<dyn Queue>) {
+    let paused: BatchName = "paused".parse().unwrap();
+    let mut intake = lend(&queue).await;
+    queue.enqueue(vec![job("paused", 1)]).await.unwrap();
+    for _ in 0..2 {
+        queue.prepare_parking(&paused).await.unwrap();
+        let (job, unsettled) = next(&mut intake).await.split();
+        unsettled.park(job).await.unwrap();
+        assert_eq!(queue.parked(&paused).await.unwrap(), 1);
+        assert_eq!(timeout(PATIENCE, queue.unpark(&paused)).await.expect("an end in time").unwrap(), 1);
+    }
+    let (job, unsettled) = next(&mut intake).await.split();
+    unsettled.complete(results(&job)).await.unwrap();
 }

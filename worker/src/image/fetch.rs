@@ -3,7 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, LOCATION};
+use reqwest::{
+    Method, StatusCode,
+    header::{ACCEPT, ETAG, HeaderMap, LAST_MODIFIED, LOCATION},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
 use url::Url;
 
 use super::{
@@ -13,6 +20,11 @@ use super::{
 };
 use crate::client::{self, Content};
 
+/// A validator is worth this much time: without one the picture is asked about.
+const VALIDATED_WITHIN: Duration = Duration::from_secs(5);
+/// A longer validator is taken for none.
+const MAX_VALIDATOR_BYTES: usize = 512;
+
 /// Fetches pictures, each within its bounds.
 #[derive(Debug)]
 pub(super) struct Fetcher {
@@ -21,7 +33,21 @@ pub(super) struct Fetcher {
     max_redirects: u8,
     max_bytes: usize,
     total: Duration,
+    /// Room for the bytes of all pictures that are on their way, in units.
+    room: Arc<Semaphore>,
 }
+
+/// A picture's bytes, and the room that they were given: to be kept until they are made ready.
+#[derive(Debug)]
+pub(super) struct Fetched {
+    pub(super) bytes: Bytes,
+    pub(super) room: OwnedSemaphorePermit,
+}
+
+/// Bytes of a unit of room.
+const UNIT: usize = 256 * 1024;
+/// Bytes of all pictures on their way: a hundred endless ones must not be a hundred times the largest.
+const ROOM: usize = 128 * 1024 * 1024;
 
 impl Fetcher {
     pub(super) fn new(config: &Config) -> Result<Self, BadConfig> {
@@ -39,6 +65,7 @@ impl Fetcher {
             max_redirects: config.max_redirects,
             max_bytes: config.max_bytes,
             total: Duration::from_millis(config.total_ms),
+            room: Arc::new(Semaphore::new(units(config.max_bytes.max(ROOM)))),
         })
     }
 
@@ -46,28 +73,68 @@ impl Fetcher {
     ///
     /// # Errors
     /// Rejected: a refused address, a 4xx, too many redirects or bytes. Transient: a timeout, a 5xx, a cut.
-    pub(super) async fn fetch(&self, url: Url) -> Result<Bytes, ImageError> {
+    pub(super) async fn fetch(&self, url: Url) -> Result<Fetched, ImageError> {
         let host = url.host_str().unwrap_or_default().to_owned();
-        let fetched = tokio::time::timeout(self.total, self.follow(url)).await;
-        let fetched = fetched
-            .unwrap_or_else(|_| Err(ImageError::Transient(format!("no picture within {:?}", self.total))));
-        fetched.map_err(|error| match error {
+        self.follow(url).await.map_err(|error| match error {
             ImageError::Rejected(why) => ImageError::Rejected(format!("picture at {host}: {why}")),
             ImageError::Transient(why) => ImageError::Transient(format!("picture at {host}: {why}")),
         })
     }
 
-    async fn follow(&self, mut url: Url) -> Result<Bytes, ImageError> {
+    /// The validator of what is at `url`: its `ETag`, else its `Last-Modified`. Nothing of the picture itself is read.
+    pub(super) async fn validator(&self, url: Url) -> Option<String> {
+        let asked = async {
+            let head = self.headers(Method::HEAD, url.clone()).await;
+            match head {
+                Ok((status, headers)) if status.is_success() => word(&headers),
+                // A signed URL may be good for one method only.
+                Ok((
+                    StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED,
+                    _,
+                )) => {
+                    let (status, headers) = self.headers(Method::GET, url).await.ok()?;
+                    status.is_success().then(|| word(&headers))?
+                }
+                _ => None,
+            }
+        };
+        timeout(self.total.min(VALIDATED_WITHIN), asked).await.ok()?
+    }
+
+    async fn headers(&self, method: Method, url: Url) -> Result<(StatusCode, HeaderMap), ImageError> {
+        let response = self.answer(method, url).await?;
+        Ok((response.status(), response.headers().clone()))
+    }
+
+    async fn follow(&self, url: Url) -> Result<Fetched, ImageError> {
+        let since = Instant::now();
+        let late = |_| ImageError::Transient(format!("no picture within {:?}", self.total));
+        let response = timeout(self.total, self.answer(Method::GET, url)).await.map_err(late)??;
+        if !response.status().is_success() {
+            return Err(refused_status(response.status().as_u16()));
+        }
+        // The time that others take to make room is none of this picture's.
+        let answered = since.elapsed();
+        let most = response.content_length().and_then(|length| usize::try_from(length).ok());
+        let most = most.unwrap_or(self.max_bytes).min(self.max_bytes);
+        let wanted = u32::try_from(units(most)).unwrap_or(u32::MAX);
+        let gone = |_| ImageError::Transient("the worker is shutting down".into());
+        let room = Arc::clone(&self.room).acquire_many_owned(wanted).await.map_err(gone)?;
+        let left = self.total.saturating_sub(answered);
+        let bytes = timeout(left, self.body(response)).await.map_err(late)??;
+        Ok(Fetched { bytes, room })
+    }
+
+    /// The answer behind all redirects, each judged like the first URL.
+    async fn answer(&self, method: Method, mut url: Url) -> Result<reqwest::Response, ImageError> {
         for _ in 0..=self.max_redirects {
             self.guard.check_url(&url).map_err(|refused| ImageError::Rejected(refused.to_string()))?;
-            let request = self.client.get(url.clone()).header(ACCEPT, "image/*,*/*;q=0.5");
+            let request =
+                self.client.request(method.clone(), url.clone()).header(ACCEPT, "image/*,*/*;q=0.5");
             let response = request.send().await.map_err(failed)?;
             let status = response.status();
-            if status.is_success() {
-                return self.body(response).await;
-            }
             if !status.is_redirection() {
-                return Err(refused_status(status.as_u16()));
+                return Ok(response);
             }
             let next = response.headers().get(LOCATION).and_then(|to| url.join(to.to_str().ok()?).ok());
             url = next.ok_or_else(|| ImageError::Rejected(format!("status {status} leads nowhere")))?;
@@ -88,6 +155,16 @@ impl Fetcher {
             Content::Cut(why) => Err(ImageError::Transient(format!("the answer was cut off: {why}"))),
         }
     }
+}
+
+/// The room that so many bytes take.
+fn units(bytes: usize) -> usize {
+    bytes.div_ceil(UNIT).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize))
+}
+
+fn word(headers: &HeaderMap) -> Option<String> {
+    let word = headers.get(ETAG).or_else(|| headers.get(LAST_MODIFIED))?.to_str().ok()?.trim();
+    (!word.is_empty() && word.len() <= MAX_VALIDATOR_BYTES).then(|| word.to_owned())
 }
 
 /// A picture's server says no: for good, unless it is a matter of time.
@@ -124,7 +201,8 @@ mod tests {
     }
 
     async fn fetch(fetcher: &Fetcher, server: &Server, path: &str) -> Result<Bytes, ImageError> {
-        fetcher.fetch(format!("{}{path}", server.url).parse().unwrap()).await
+        let url = format!("{}{path}", server.url).parse().unwrap();
+        fetcher.fetch(url).await.map(|fetched| fetched.bytes)
     }
 
     #[tokio::test]
@@ -198,6 +276,47 @@ mod tests {
         let big = fetch(&fetcher, &server, "/big").await.unwrap_err();
         assert!(!big.is_transient() && big.to_string().contains("1000 bytes"), "{big}");
         assert!(fetch(&fetcher, &server, "/silent").await.unwrap_err().is_transient());
+    }
+
+    #[tokio::test]
+    async fn a_picture_is_known_again_by_what_its_server_tells_of_it() {
+        let server = serve(|head| match head {
+            head if head.contains("/etag ") => with("200 OK", "etag: \"7\"\r\nlast-modified: x\r\n", b""),
+            head if head.contains("/moved ") => with("302 Found", "location: /etag\r\n", b""),
+            head if head.contains("/date ") => with("200 OK", "last-modified: then\r\n", b""),
+            head if head.starts_with("HEAD /signed ") => with("403 Forbidden", "etag: \"no\"\r\n", b""),
+            head if head.starts_with("GET /signed ") => with("200 OK", "etag: \"s\"\r\n", b"picture"),
+            head if head.contains("/long ") => with("200 OK", &format!("etag: {}\r\n", "x".repeat(600)), b""),
+            head if head.contains("/gone ") => with("404 Not Found", "etag: \"gone\"\r\n", b""),
+            _ => with("200 OK", "", b""),
+        })
+        .await;
+        let fetcher = fetcher(|_| ());
+        let guarded = Fetcher::new(&Config::default()).unwrap();
+        for (path, word) in [
+            ("/etag", Some("\"7\"")),
+            ("/moved", Some("\"7\"")),
+            ("/date", Some("then")),
+            ("/signed", Some("\"s\"")),
+            ("/long", None),
+            ("/gone", None),
+            ("/silent", None),
+        ] {
+            let url: Url = format!("{}{path}", server.url).parse().unwrap();
+            assert_eq!(fetcher.validator(url.clone()).await.as_deref(), word, "{path}");
+            assert_eq!(guarded.validator(url).await, None, "the guard holds here, too");
+        }
+    }
+
+    #[tokio::test]
+    async fn pictures_whose_size_nobody_tells_wait_for_room_and_all_arrive() {
+        let server = serve(|_| Said(b"HTTP/1.1 200 OK\r\n\r\npicture".to_vec(), false)).await;
+        // Each may be half of all that there is room for.
+        let fetcher = fetcher(|config| config.max_bytes = ROOM / 2);
+        let all = (0..9).map(|_| fetch(&fetcher, &server, "/"));
+        for bytes in futures_util::future::join_all(all).await {
+            assert_eq!(bytes.unwrap(), "picture");
+        }
     }
 
     #[tokio::test]

@@ -21,6 +21,8 @@ use url::Url;
 
 pub use preparation::{Format, Preparation};
 
+use fetch::Fetched;
+
 /// How pictures are fetched, and from where.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -39,7 +41,8 @@ pub struct Config {
     pub max_redirects: u8,
     /// Largest picture, in bytes. Default: 20971520 (20 MiB).
     pub max_bytes: usize,
-    /// Largest picture that is decoded, in pixels: a small file may unpack into gigabytes. Default: 64000000.
+    /// Largest picture that is decoded, in pixels: a small file may unpack into gigabytes. One with 16 bits a channel counts
+    /// twice, and all that are decoded at once have the room of the largest. Default: 64000000.
     pub max_pixels: u64,
     /// Longest time to connect, in milliseconds. Default: 3000.
     pub connect_ms: u64,
@@ -183,7 +186,10 @@ impl Images {
                 let parsed = web_url(url, source)?;
                 match wanted {
                     Wanted { url: true, .. } => return Ok(Prepared::Url(url.clone())),
-                    Wanted { bytes: true, fetch: true, .. } => self.fetcher.fetch(parsed).await?,
+                    Wanted { bytes: true, fetch: true, .. } => {
+                        let Fetched { bytes, room: _room } = self.fetcher.fetch(parsed).await?;
+                        return self.workshop.prepare(bytes, &wanted.preparation).await.map(Prepared::Bytes);
+                    }
                     _ => {
                         return Err(ImageError::Rejected(
                             "the provider does not take pictures by URL, and `fetch` is `never`".into(),
@@ -199,6 +205,12 @@ impl Images {
             Source::Object(path) => self.roots.read(path, self.max_bytes).await?,
         };
         self.workshop.prepare(bytes, &wanted.preparation).await.map(Prepared::Bytes)
+    }
+
+    /// A word of the server's of `url` that changes when the picture does; none where it tells none, or not in time.
+    pub(crate) async fn validator(&self, url: &str) -> Option<String> {
+        let url = web_url(url, &Source::Url(url.to_owned())).ok()?;
+        self.fetcher.validator(url).await
     }
 
     fn decode(&self, base64: &str) -> Result<Bytes, ImageError> {

@@ -1,12 +1,16 @@
 //! Makes a picture ready: its format is known, its size is what the provider wants.
 
-use std::{io::Cursor, sync::Arc};
+use std::{
+    io::Cursor,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 use image::{
     DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageError as Fault, ImageFormat,
     ImageReader, Limits,
     codecs::{jpeg::JpegEncoder, png::PngEncoder},
+    error::{LimitError, LimitErrorKind},
     imageops::FilterType,
     metadata::Orientation,
 };
@@ -22,7 +26,44 @@ use super::{
 pub(super) struct Workshop {
     benches: Arc<Semaphore>,
     max_pixels: u64,
+    memory: Arc<Memory>,
 }
+
+/// What decoded pictures may take at once, in bytes: as much as the largest one. Many small ones have room side by side.
+#[derive(Debug)]
+struct Memory {
+    most: u64,
+    taken: Mutex<u64>,
+    given_back: Condvar,
+}
+
+/// Room for one decoded picture, until it is dropped.
+struct Room<'a>(&'a Memory, u64);
+
+impl Memory {
+    fn new(most: u64) -> Self {
+        Self { most, taken: Mutex::new(0), given_back: Condvar::new() }
+    }
+
+    /// Waits for room; on a thread that may block. Whoever has some is busy with it and waits for nobody. `bytes` is at
+    /// most all of it.
+    fn take(&self, bytes: u64) -> Room<'_> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.given_back.wait_while(taken, |taken| *taken + bytes > self.most);
+        *waited.unwrap_or_else(PoisonError::into_inner) += bytes;
+        Room(self, bytes)
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) -= self.1;
+        self.0.given_back.notify_all();
+    }
+}
+
+/// Bytes of a decoded pixel, at eight bits a channel: one with sixteen counts twice.
+const PIXEL_BYTES: u64 = 4;
 
 impl Workshop {
     pub(super) fn new(benches: usize, max_pixels: u64) -> Self {
@@ -30,7 +71,8 @@ impl Workshop {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
-        Self { benches: Arc::new(Semaphore::new(benches)), max_pixels }
+        let memory = Arc::new(Memory::new(max_pixels.saturating_mul(PIXEL_BYTES)));
+        Self { benches: Arc::new(Semaphore::new(benches)), max_pixels, memory }
     }
 
     /// The picture as `preparation` wants it.
@@ -45,10 +87,10 @@ impl Workshop {
         }
         let gone = |_| ImageError::Transient("the worker is shutting down".into());
         let bench = Arc::clone(&self.benches).acquire_owned().await.map_err(gone)?;
-        let (preparation, max_pixels) = (preparation.clone(), self.max_pixels);
+        let (preparation, max_pixels, memory) = (preparation.clone(), self.max_pixels, self.memory.clone());
         let work = tokio::task::spawn_blocking(move || {
             let _bench = bench;
-            remake(bytes, &preparation, max_pixels)
+            remake(bytes, &preparation, max_pixels, &memory)
         });
         // A decoder that panics has met a picture that it can't read.
         work.await.unwrap_or_else(|_| Err(ImageError::Rejected("the picture can't be decoded".into())))
@@ -74,12 +116,18 @@ fn sniff(bytes: &[u8]) -> Result<&'static str, ImageError> {
     }
 }
 
-fn remake(bytes: Bytes, preparation: &Preparation, max_pixels: u64) -> Result<Picture, ImageError> {
+fn remake(
+    bytes: Bytes,
+    preparation: &Preparation,
+    max_pixels: u64,
+    memory: &Memory,
+) -> Result<Picture, ImageError> {
     let reader = ImageReader::new(Cursor::new(bytes.clone())).with_guessed_format();
     let mut reader = reader.map_err(|error| ImageError::Rejected(error.to_string()))?;
     let source = reader.format();
     let mut limits = Limits::default();
-    limits.max_alloc = Some(max_pixels.saturating_mul(8).saturating_add(16 * 1024 * 1024));
+    // The picture itself, and what a decoder needs beside it.
+    limits.max_alloc = Some(memory.most.saturating_add(16 * 1024 * 1024));
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(undecodable)?;
     let (width, height) = decoder.dimensions();
@@ -88,6 +136,9 @@ fn remake(bytes: Bytes, preparation: &Preparation, max_pixels: u64) -> Result<Pi
         return Err(ImageError::Rejected(format!(
             "the picture has {width} x {height} pixels, above {max_pixels} (worker.fetch.max_pixels)"
         )));
+    }
+    if decoder.total_bytes() > memory.most {
+        return Err(undecodable(Fault::Limits(LimitError::from_kind(LimitErrorKind::InsufficientMemory))));
     }
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let upright = if turns(orientation) { (height, width) } else { (width, height) };
@@ -98,6 +149,7 @@ fn remake(bytes: Bytes, preparation: &Preparation, max_pixels: u64) -> Result<Pi
         return Ok(Picture { bytes, content_type: ImageFormat::from(format).to_mime_type() });
     }
     let profile = decoder.icc_profile().ok().flatten().filter(|profile| profile.get(16..20) == Some(b"RGB "));
+    let _room = memory.take(decoder.total_bytes());
     let mut picture = DynamicImage::from_decoder(decoder).map_err(undecodable)?;
     picture.apply_orientation(orientation);
     if size != upright {
@@ -301,7 +353,7 @@ mod tests {
         fn any_bytes_are_prepared_or_rejected(bytes: Vec<u8>, start in 0usize..4) {
             let heads: [&[u8]; 4] = [b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a"];
             let bytes = [heads[start], &bytes].concat();
-            let _ = sniff(&bytes).and_then(|_| remake(bytes.into(), &short(10), 1_000));
+            let _ = sniff(&bytes).and_then(|_| remake(bytes.into(), &short(10), 1_000, &Memory::new(4_000)));
         }
     }
 }

@@ -14,6 +14,7 @@ use super::{
     answer::{Mapping, ModelMapping},
     definition::{Answer, AuthKind, Definition, Fetch, ImageForm, ModelAnswer},
     jq::Jq,
+    keeping::Cache,
 };
 use crate::{classify::Class, image::Wanted};
 
@@ -182,7 +183,10 @@ impl Check<'_> {
             "",
             "a provider's name has 1 to 60 letters, digits, `-` or `_`",
         );
-        for (field, why) in definition.http.faults().into_iter().chain(definition.prepare.faults()) {
+        let numbers = definition.http.faults().into_iter().chain(definition.prepare.faults());
+        let patience = definition.breaker.faults().into_iter().chain(definition.retry.faults());
+        let kept = definition.cache.iter().flat_map(Cache::faults);
+        for (field, why) in numbers.chain(patience).chain(kept) {
             self.wrong(field, why);
         }
     }

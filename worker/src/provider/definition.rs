@@ -10,7 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{classify::Class, client::Transport, image::Preparation};
+use super::keeping::Cache;
+use crate::{breaker, classify::Class, client::Transport, image::Preparation, retry};
 
 /// One image API: where it is, how it is asked, and what its answers mean.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -90,6 +91,16 @@ pub struct Definition {
     /// What becomes of a call that left, and whose answer was never seen. Default: `resend_once`.
     #[serde(default)]
     pub ambiguous: Ambiguous,
+    /// How failed calls are tried again, where it differs from `worker.retry`. Default: as there.
+    #[serde(default)]
+    pub retry: retry::Overrides,
+    /// When the API counts as down, and for how long the fleet leaves it alone.
+    #[serde(default)]
+    pub breaker: breaker::Settings,
+    /// For how long answers are kept, so that the same picture is not paid for twice. Default: none, so nothing is kept: an
+    /// answer may change with the vendor's model, and some contracts forbid to keep it.
+    #[serde(default)]
+    pub cache: Option<Cache>,
     /// Times, sizes and connections of the calls.
     #[serde(default)]
     pub http: Transport,

@@ -1,7 +1,8 @@
 //! Providers are data: an image API described in TOML, compiled into requests and readings.
 //!
 //! `definition.rs` is what a file may say; `compile.rs` checks all of it at once and makes a [`Provider`];
-//! `catalog.rs` finds the file or the preset. `request.rs` makes a call's bytes, `answer.rs` reads what came back,
+//! `catalog.rs` finds the file or the preset. `request.rs` makes a call's bytes, `answer.rs` reads what came back, `keeping.rs`
+//! says under which keys answers are kept,
 //! and `hold_off.rs` how long a throttled answer asks to pause. `docs/providers.md` is the users' guide.
 
 pub mod definition;
@@ -11,6 +12,7 @@ mod catalog;
 mod compile;
 mod hold_off;
 mod jq;
+mod keeping;
 mod request;
 mod secret;
 mod template;
@@ -30,6 +32,8 @@ use url::Url;
 pub(crate) use answer::unreadable;
 pub use catalog::{Catalog, Source, preset_names};
 pub use definition::{Ambiguous, Cost, Count, Definition};
+pub(crate) use keeping::Likeness;
+pub use keeping::{ByUrl, Cache};
 pub use request::{PreparedRequest, Unaskable};
 
 use crate::{

@@ -13,11 +13,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use super::{
+    declare::declare,
     link::Link,
     publisher::Publisher,
     session::{Head, REQUEST_TIMEOUT, Session},
     settle::{self, RabbitSettle},
-    topology,
 };
 use crate::queue::{Delivery, Intake, QueueError};
 
@@ -93,9 +93,12 @@ impl Pump {
                 Err(error) => warn!(%error, "jobs can't be consumed"),
             }
             // A channel alone may have died (a queue was deleted): declare anew before consuming again.
-            if up.connection.status().connected() {
-                let _ = timeout(REQUEST_TIMEOUT, topology::declare(&up.connection, self.lanes)).await;
-            } else {
+            let mended = match up.connection.status().connected() {
+                true => timeout(REQUEST_TIMEOUT, declare(&up.connection, self.lanes)).await,
+                false => Ok(Err(QueueError::Away("the connection ended".to_owned()))),
+            };
+            // What can't be declared is found, said and waited for by the link.
+            if !matches!(mended, Ok(Ok(()))) {
                 self.link.retire(up.epoch);
             }
             tokio::select! {

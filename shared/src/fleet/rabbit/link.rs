@@ -12,9 +12,9 @@ use tokio::{
     time::{Instant, interval, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use super::{config::Config, topology};
+use super::{config::Config, declare::declare, topology};
 use crate::queue::QueueError;
 
 /// The longest pause between two attempts.
@@ -120,12 +120,26 @@ impl Supervisor {
                 () = stop.cancelled() => return self.close().await,
             };
             failures = if since.elapsed() > HEALTHY { 0 } else { failures + 1 };
-            warn!(connection = self.name, broker = %self.config.endpoint(), reason = %ended, "disconnected");
+            self.say(&ended);
             self.state.send_replace(State::Down(ended));
             tokio::select! {
                 () = sleep(pause(failures, rand::random())) => {}
                 () = stop.cancelled() => return,
             }
+        }
+    }
+
+    /// Says why it ended. A topology that differs stays so until somebody mends it: that is said once, as an error.
+    fn say(&self, ended: &QueueError) {
+        let (connection, broker) = (self.name, self.config.endpoint());
+        let QueueError::Topology(difference) = ended else {
+            warn!(connection, %broker, reason = %ended, "disconnected");
+            return;
+        };
+        let said =
+            matches!(&*self.state.borrow(), State::Down(QueueError::Topology(said)) if said == difference);
+        if !said {
+            error!(connection, %broker, difference, "the topology has to be mended; looking again until it is");
         }
     }
 
@@ -180,7 +194,7 @@ impl Supervisor {
         let name = format!("pixfleet {} {}", self.name, std::process::id());
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let connection = Connection::connect_uri(uri, properties).await.map_err(topology::away)?;
-        topology::declare(&connection, self.config.lanes).await?;
+        declare(&connection, self.config.lanes).await?;
         Ok(connection)
     }
 

@@ -5,10 +5,16 @@
 //! one order of publishes then exists, and a confirm can't be blamed on the wrong message.
 
 mod config;
+mod dead;
+mod deaths;
+mod declare;
 mod intake;
 mod link;
+mod moving;
+mod parking;
 mod publisher;
 mod queue;
+mod say;
 mod session;
 mod settle;
 mod subscriber;
@@ -18,6 +24,6 @@ mod unconfirmed;
 pub use config::Config;
 pub use queue::{LaneDepth, RabbitQueue};
 pub use topology::{
-    DEAD_EXCHANGE, DEAD_QUEUE, JOBS_EXCHANGE, RESULTS_EXCHANGE, RESULTS_LOG, RETRY_TIERS, job_queue,
-    subscriber_queue,
+    DEAD_EXCHANGE, DEAD_QUEUE, DEAD_QUEUE_BEFORE, JOBS_EXCHANGE, PAUSED_EXCHANGE, RESULTS_EXCHANGE,
+    RESULTS_LOG, RETRY_TIERS, job_queue, paused_queue, subscriber_queue,
 };

@@ -1,28 +1,25 @@
 //! The one owner of the publishing channel: pipelined, mandatory, confirmed, and said again until it is.
 //!
 //! A message counts as stored only when the broker acked it and did not return it. Returned, nacked or
-//! unconfirmed (a channel or connection that ended): it is published again, with the same id. One task owns the
-//! channel, because lapin numbers publishes and writes them under two locks: two publishers could swap numbers.
+//! unconfirmed (a channel or connection that ended): it is published again, with the same id, until its caller loses
+//! patience. A nack is how a full queue refuses: each message rests longer and longer then. One task owns the channel, because lapin numbers publishes and writes them under two locks: two publishers could swap numbers.
 
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use lapin::{
-    BasicProperties, Channel, Confirmation,
-    options::{BasicPublishOptions, ConfirmSelectOptions},
-    types::{AMQPValue, FieldTable},
-};
+use lapin::{Channel, Confirmation};
 use tokio::{
-    sync::{mpsc, oneshot},
-    time::{Instant, interval, sleep, timeout},
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, interval, sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{
     config::Config,
+    declare::declare,
     link::{Link, Up},
-    topology,
+    say::{open, say},
     unconfirmed::{Booked, Message, Parcel, Unconfirmed},
 };
 use crate::queue::QueueError;
@@ -30,17 +27,22 @@ use crate::queue::QueueError;
 /// Times that a message may come back as unroutable, with the topology declared anew in between.
 const MAX_RETURNS: u32 = 5;
 
+/// How often a channel is replaced on which a queue refuses messages again and again.
+const RENEW_EVERY: Duration = Duration::from_secs(5);
+
 /// A handle on the publishing task.
 #[derive(Clone)]
 pub(super) struct Publisher {
     parcels: mpsc::Sender<Parcel>,
     patience: Duration,
+    trouble: watch::Receiver<Option<String>>,
 }
 
 impl Publisher {
     /// Starts the task; it ends when every handle is gone or with `stop`.
     pub(super) fn start(link: Link, config: &Config, tasks: &TaskTracker, stop: CancellationToken) -> Self {
         let (parcels, inbox) = mpsc::channel(64);
+        let (told, trouble) = watch::channel(None);
         let owner = Owner {
             link,
             lanes: config.lanes,
@@ -48,6 +50,7 @@ impl Publisher {
             max_unconfirmed: config.max_unconfirmed,
             inbox,
             unconfirmed: Unconfirmed::default(),
+            trouble: told,
         };
         tasks.spawn(async move {
             tokio::select! {
@@ -55,7 +58,12 @@ impl Publisher {
                 () = stop.cancelled() => {}
             }
         });
-        Self { parcels, patience: config.publish_patience() }
+        Self { parcels, patience: config.publish_patience(), trouble }
+    }
+
+    /// Why messages are not stored now, although the broker is there.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.borrow().clone()
     }
 
     /// Publishes the messages; all are stored when it returns.
@@ -75,7 +83,8 @@ impl Publisher {
             Ok(Some(outcome)) => outcome,
             Ok(None) => Err(QueueError::Away("the publisher has stopped".to_owned())),
             Err(_) => {
-                Err(QueueError::Away(format!("nothing confirmed within {} s", self.patience.as_secs())))
+                let why = self.trouble().map_or_else(String::new, |trouble| format!(": {trouble}"));
+                Err(QueueError::Away(format!("not confirmed within {} s{why}", self.patience.as_secs())))
             }
         }
     }
@@ -88,6 +97,7 @@ struct Owner {
     max_unconfirmed: usize,
     inbox: mpsc::Receiver<Parcel>,
     unconfirmed: Unconfirmed,
+    trouble: watch::Sender<Option<String>>,
 }
 
 type Confirm = BoxFuture<'static, (u64, Arc<Message>, Result<Confirmation, lapin::Error>)>;
@@ -118,17 +128,28 @@ impl Owner {
     }
 
     async fn epoch(&mut self, up: &Up) -> Ended {
-        let channel = match timeout(self.confirm_timeout, open(up)).await {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => return Ended::Lost(error.to_string()),
-            Err(_) => return Ended::Lost("no publishing channel in time".to_owned()),
+        let mut channel = match self.open(up).await {
+            Ok(channel) => channel,
+            Err(lost) => return Ended::Lost(lost),
         };
+        let mut opened = Instant::now();
         let mut on_their_way: FuturesUnordered<Confirm> = FuturesUnordered::new();
         let mut progress = Instant::now();
         let mut check = interval(Duration::from_millis(500));
         let mut open = true;
         let mut blocked = up.blocked;
         loop {
+            self.unconfirmed.wake(Instant::now());
+            self.show_trouble();
+            // A queue tells a channel that it refused when there is room again, but not (RabbitMQ 3.10) when the policy that
+            // bounded it is gone: a new channel finds out. What is on its way on the old one is still confirmed there.
+            if self.unconfirmed.is_stuck() && opened.elapsed() > RENEW_EVERY {
+                channel = match self.open(up).await {
+                    Ok(channel) => channel,
+                    Err(lost) => return Ended::Lost(lost),
+                };
+                opened = Instant::now();
+            }
             while !blocked && on_their_way.len() < self.max_unconfirmed {
                 let Some((number, message)) = self.unconfirmed.say_next() else { break };
                 on_their_way.push(Box::pin(say(channel.clone(), number, message)));
@@ -152,6 +173,7 @@ impl Owner {
                     }
                     None => open = false,
                 },
+                () = at(self.unconfirmed.wakes_at()) => {}
                 () = self.link.changed() => match self.link.state() {
                     super::link::State::Up(now) if now.epoch == up.epoch => {
                         blocked = now.blocked;
@@ -166,6 +188,13 @@ impl Owner {
                     }
                 }
             }
+        }
+    }
+
+    async fn open(&self, up: &Up) -> Result<Channel, String> {
+        match timeout(self.confirm_timeout, open(up)).await {
+            Ok(channel) => channel.map_err(|error| error.to_string()),
+            Err(_) => Err("no publishing channel in time".to_owned()),
         }
     }
 
@@ -188,7 +217,7 @@ impl Owner {
         {
             self.unconfirmed.came_back(id.as_str());
         }
-        match self.unconfirmed.confirmed(number, nacked) {
+        match self.unconfirmed.confirmed(number, nacked, Instant::now()) {
             Booked::Stored | Booked::Again => Ok(()),
             Booked::Unroutable(times) => self.unroutable(number, message, times, up).await,
         }
@@ -210,46 +239,47 @@ impl Owner {
             self.unconfirmed.refuse(number, error);
             return Ok(());
         }
-        match timeout(self.confirm_timeout, topology::declare(&up.connection, self.lanes)).await {
+        match timeout(self.confirm_timeout, declare(&up.connection, self.lanes)).await {
             Ok(Ok(())) => self.unconfirmed.again(number),
-            Ok(Err(error @ QueueError::Topology(_))) => self.unconfirmed.refuse(number, error),
-            Ok(Err(error)) => return Err(error.to_string()),
+            Ok(Err(error)) => {
+                // The link finds the same, says it, and stays down until it is mended: nothing else is published.
+                let why = error.to_string();
+                if matches!(error, QueueError::Topology(_)) {
+                    self.unconfirmed.refuse(number, error);
+                }
+                return Err(why);
+            }
             Err(_) => return Err("the topology could not be declared in time".to_owned()),
         }
         Ok(())
     }
-}
 
-async fn open(up: &Up) -> Result<Channel, lapin::Error> {
-    let channel = up.connection.create_channel().await?;
-    channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    Ok(channel)
-}
-
-async fn say(
-    channel: Channel,
-    number: u64,
-    message: Arc<Message>,
-) -> (u64, Arc<Message>, Result<Confirmation, lapin::Error>) {
-    let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    let (exchange, key) = (message.exchange.as_str().into(), message.routing_key.as_str().into());
-    let confirm =
-        match channel.basic_publish(exchange, key, mandatory, &message.body, properties(&message)).await {
-            Ok(confirm) => confirm.await,
-            Err(error) => Err(error),
-        };
-    (number, message, confirm)
-}
-
-fn properties(message: &Message) -> BasicProperties {
-    const PERSISTENT: u8 = 2;
-    let mut headers = FieldTable::default();
-    for (key, value) in &message.headers {
-        headers.insert((*key).into(), AMQPValue::LongString(value.as_str().into()));
+    /// Shows, and says once, that the broker refuses messages; and when that is over.
+    fn show_trouble(&self) {
+        let trouble = self.unconfirmed.refused().map(|(waiting, message)| {
+            let Message { exchange, routing_key, .. } = message;
+            format!(
+                "RabbitMQ refuses messages of exchange `{exchange}` for `{routing_key}`: a queue there is full (its \
+                 max-length), or can't store them. {waiting} wait, and are tried again"
+            )
+        });
+        match (&trouble, self.trouble.borrow().is_some()) {
+            (Some(trouble), false) => warn!("{trouble}"),
+            (None, true) => info!("RabbitMQ takes all messages again"),
+            (None, false) => return,
+            (Some(_), true) => {}
+        }
+        self.trouble.send_if_modified(|shown| {
+            let news = *shown != trouble;
+            *shown = trouble;
+            news
+        });
     }
-    BasicProperties::default()
-        .with_delivery_mode(PERSISTENT)
-        .with_content_type(message.content_type.into())
-        .with_message_id(message.id.as_str().into())
-        .with_headers(headers)
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
 }

@@ -10,8 +10,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     config::Config,
-    intake,
-    link::{Link, State},
+    dead, intake,
+    link::{Link, State, Up},
+    parking,
     publisher::Publisher,
     settle::{announcement_message, job_message},
     subscriber::RabbitSubscriber,
@@ -91,6 +92,16 @@ impl RabbitQueue {
         }
     }
 
+    /// The consuming connection, once it is up; within the connect timeout.
+    async fn up(&self) -> Result<Up, QueueError> {
+        let mut link = self.consuming.clone();
+        match (timeout(self.config.connect_timeout(), link.up()).await, self.consuming.state()) {
+            (Ok(up), _) => Ok(up),
+            (Err(_), State::Down(error)) => Err(self.named(error)),
+            (Err(_), State::Up(_)) => Err(self.named(QueueError::Away("it comes and goes".to_owned()))),
+        }
+    }
+
     fn named(&self, error: QueueError) -> QueueError {
         match error {
             QueueError::Away(why) => QueueError::Away(format!(
@@ -133,20 +144,22 @@ impl Queue for RabbitQueue {
         Ok(Box::new(RabbitSubscriber::open(link, self.config.lanes, subscription).await?))
     }
 
-    async fn prepare_parking(&self, _batch: &BatchName) -> Result<(), QueueError> {
-        Ok(())
+    async fn prepare_parking(&self, batch: &BatchName) -> Result<(), QueueError> {
+        parking::prepare(&self.up().await?, batch).await
     }
 
-    async fn parked(&self, _batch: &BatchName) -> Result<u64, QueueError> {
-        Ok(0)
+    async fn parked(&self, batch: &BatchName) -> Result<u64, QueueError> {
+        parking::parked(&self.up().await?, batch).await
     }
 
-    async fn unpark(&self, _batch: &BatchName) -> Result<u64, QueueError> {
-        Ok(0)
+    async fn unpark(&self, batch: &BatchName) -> Result<u64, QueueError> {
+        parking::unpark(&self.up().await?, &self.publisher, batch).await
     }
 
     async fn dead_letters(&self) -> Result<Box<dyn DeadLetters>, QueueError> {
-        Err(QueueError::Away("dead letters can't be read yet".to_owned()))
+        let up = self.up().await?;
+        dead::bring_over(&up, &self.publisher).await?;
+        Ok(Box::new(dead::open(up, self.publisher.clone()).await?))
     }
 
     fn health(&self) -> Result<(), String> {
@@ -159,7 +172,7 @@ impl Queue for RabbitQueue {
                 State::Up(_) => {}
             }
         }
-        Ok(())
+        self.publisher.trouble().map_or(Ok(()), Err)
     }
 
     async fn close(&self) {

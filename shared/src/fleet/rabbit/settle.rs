@@ -8,25 +8,31 @@ use lapin::{
     Acker, Channel,
     options::{BasicAckOptions, BasicNackOptions},
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::{
+    deaths,
     publisher::Publisher,
-    topology::{DEAD_EXCHANGE, RESULTS_EXCHANGE, exchange_after},
-    unconfirmed::Message,
+    topology::{DEAD_EXCHANGE, PAUSED_EXCHANGE, RESULTS_EXCHANGE, exchange_after},
+    unconfirmed::{Message, Route},
 };
 use crate::{
     id::Id,
     job::{Job, Unreadable},
-    queue::{QueueError, Reason, Settle, Settlement, Then},
+    queue::{Death, QueueError, Settle, Settlement, Then},
     result::{Announcement, CLOUD_EVENT_TYPE, ImageResult},
     trace::TraceParent,
 };
 
 /// Time for an ack to be written to the socket.
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
+/// A paused job that finds no queue of its batch: the batch goes on, and the job's worker has not heard of it yet.
+const UNPARKED_PAUSE: Duration = Duration::from_secs(1);
+/// A job that can't be settled until somebody mends the topology is kept for so long: each return counts towards the
+/// delivery limit.
+const MENDING_PAUSE: Duration = Duration::from_secs(30);
 
 /// The right to settle one delivery. Dropped unsettled (a panic, an error), it gives the job back.
 pub(super) struct RabbitSettle {
@@ -36,6 +42,8 @@ pub(super) struct RabbitSettle {
     publisher: Publisher,
     traceparent: Option<TraceParent>,
     tasks: TaskTracker,
+    /// How long the job is kept before it is given back.
+    kept: Duration,
 }
 
 impl RabbitSettle {
@@ -46,20 +54,28 @@ impl RabbitSettle {
         job: &Job,
         tasks: TaskTracker,
     ) -> Self {
-        Self { acker: Some(acker), channel, publisher, traceparent: job.traceparent, tasks }
+        let (traceparent, kept) = (job.traceparent, Duration::ZERO);
+        Self { acker: Some(acker), channel, publisher, traceparent, tasks, kept }
     }
 
     fn messages(&self, settlement: Settlement) -> Result<Vec<Message>, QueueError> {
         let mut messages = Vec::with_capacity(settlement.results.len() + 1);
+        let letter = match &settlement.then {
+            Then::Dead(job, reason) => {
+                let death = Death::of(*reason, &settlement.results, Timestamp::now());
+                Some(dead_letter(job, &death)?)
+            }
+            _ => None,
+        };
         for result in settlement.results {
             messages.push(result_message(result, self.traceparent)?);
         }
         match settlement.then {
-            Then::Done => {}
+            Then::Done | Then::Dead(..) => {}
             Then::Again(job, after) => messages.push(job_message(&job, exchange_after(after))?),
-            Then::Parked(job) => messages.push(job_message(&job, exchange_after(Duration::from_secs(30)))?),
-            Then::Dead(job, reason) => messages.push(dead_letter(&job, reason)?),
+            Then::Parked(job) => messages.push(parked(&job)?),
         }
+        messages.extend(letter);
         Ok(messages)
     }
 }
@@ -67,7 +83,11 @@ impl RabbitSettle {
 #[async_trait]
 impl Settle for RabbitSettle {
     async fn settle(mut self: Box<Self>, settlement: Settlement) -> Result<(), QueueError> {
-        self.publisher.publish(self.messages(settlement)?).await?;
+        let published = self.publisher.publish(self.messages(settlement)?).await;
+        if matches!(published, Err(QueueError::Topology(_))) {
+            self.kept = MENDING_PAUSE;
+        }
+        published?;
         match self.acker.take() {
             Some(acker) => ack(&acker).await,
             None => Ok(()),
@@ -80,8 +100,9 @@ impl Drop for RabbitSettle {
         if let Some(acker) = self.acker.take() {
             let requeue = BasicNackOptions { requeue: true, multiple: false };
             // On a channel that is gone the broker has taken the job back already.
-            let channel = self.channel.clone();
+            let (channel, kept) = (self.channel.clone(), self.kept);
             self.tasks.spawn(async move {
+                sleep(kept).await;
                 let _ = timeout(ACK_TIMEOUT, acker.nack(requeue)).await;
                 drop(channel);
             });
@@ -104,15 +125,7 @@ pub(super) async fn ack(acker: &Acker) -> Result<(), QueueError> {
 
 /// A body that is no job goes to the dead letters as it is, with its reason; then its delivery is acked.
 pub(super) async fn bury(publisher: Publisher, acker: Acker, body: Vec<u8>, why: Unreadable) {
-    let reason = why.reason();
-    let message = Message {
-        exchange: DEAD_EXCHANGE.to_owned(),
-        routing_key: reason.as_str().to_owned(),
-        id: Id::of(&[b"pixfleet.unreadable.v1", &body]).to_string(),
-        content_type: "application/octet-stream",
-        headers: death(reason, &why.to_string()),
-        body,
-    };
+    let message = unreadable_message(body, &why);
     let buried = match publisher.publish(vec![message]).await {
         Ok(()) => ack(&acker).await,
         error => error,
@@ -120,6 +133,25 @@ pub(super) async fn bury(publisher: Publisher, acker: Acker, body: Vec<u8>, why:
     if let Err(error) = buried {
         debug!(%error, "an unreadable message could not be buried, it will come again");
     }
+}
+
+/// The dead letter of a body that is no job.
+pub(super) fn unreadable_message(body: Vec<u8>, why: &Unreadable) -> Message {
+    let death = Death {
+        reason: why.reason(),
+        class: None,
+        message: why.to_string(),
+        status: None,
+        worker: None,
+        at: Some(Timestamp::now()),
+    };
+    unreadable_letter(&death, body)
+}
+
+/// The same, with what is known of its death.
+pub(super) fn unreadable_letter(death: &Death, body: Vec<u8>) -> Message {
+    let id = Id::of(&[b"pixfleet.unreadable.v1", &body]);
+    letter(death, id, "application/octet-stream", deaths::headers(death, None), body)
 }
 
 /// The message of a job, for the exchange that takes it.
@@ -131,20 +163,40 @@ pub(super) fn job_message(job: &Job, exchange: String) -> Result<Message, QueueE
         content_type: "application/json",
         headers: trace(job.traceparent),
         body: body(job)?,
+        otherwise: None,
     })
 }
 
-fn dead_letter(job: &Job, reason: Reason) -> Result<Message, QueueError> {
-    let mut headers = death(reason, "");
+/// A job that is set aside.
+fn parked(job: &Job) -> Result<Message, QueueError> {
+    let otherwise = Route { exchange: exchange_after(UNPARKED_PAUSE), key: job.routing_key() };
+    let message = job_message(job, PAUSED_EXCHANGE.to_owned())?;
+    Ok(Message { routing_key: job.batch.to_string(), otherwise: Some(otherwise), ..message })
+}
+
+/// The dead letter of a job.
+pub(super) fn dead_letter(job: &Job, death: &Death) -> Result<Message, QueueError> {
+    let mut headers = deaths::headers(death, Some(job));
     headers.extend(trace(job.traceparent));
-    Ok(Message {
+    Ok(letter(death, job.id, "application/json", headers, body(job)?))
+}
+
+fn letter(
+    death: &Death,
+    id: Id,
+    content_type: &'static str,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+) -> Message {
+    Message {
         exchange: DEAD_EXCHANGE.to_owned(),
-        routing_key: reason.as_str().to_owned(),
-        id: job.id.to_string(),
-        content_type: "application/json",
+        routing_key: death.reason.as_str().to_owned(),
+        id: id.to_string(),
+        content_type,
         headers,
-        body: body(job)?,
-    })
+        body,
+        otherwise: None,
+    }
 }
 
 fn result_message(result: ImageResult, trace_of_job: Option<TraceParent>) -> Result<Message, QueueError> {
@@ -164,6 +216,7 @@ pub(super) fn announcement_message(announcement: &Announcement) -> Result<Messag
         content_type: CLOUD_EVENT_TYPE,
         headers,
         body: announcement.to_message().map_err(|error| QueueError::Unsendable(error.to_string()))?,
+        otherwise: None,
     })
 }
 
@@ -173,12 +226,4 @@ fn body(job: &Job) -> Result<Vec<u8>, QueueError> {
 
 fn trace(traceparent: Option<TraceParent>) -> Vec<(&'static str, String)> {
     traceparent.map(|trace| ("traceparent", trace.to_string())).into_iter().collect()
-}
-
-fn death(reason: Reason, message: &str) -> Vec<(&'static str, String)> {
-    vec![
-        ("x-reason", reason.as_str().to_owned()),
-        ("x-message", message.to_owned()),
-        ("x-died-at", Timestamp::now().to_string()),
-    ]
 }

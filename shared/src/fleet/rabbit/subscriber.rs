@@ -15,8 +15,9 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use super::{
+    declare::{declare, declare_queue},
     link::Link,
-    topology::{self, RESULTS_LOG, subscriber_queue},
+    topology::{self, RESULTS_LOG, of_subscriber, subscriber_queue},
 };
 use crate::{
     queue::{From, QueueError, Subscriber, Subscription},
@@ -59,7 +60,7 @@ impl RabbitSubscriber {
         match timeout(REQUEST_TIMEOUT, self.consume(&up.connection)).await {
             Ok(Ok(session)) => Ok(session),
             Ok(Err(error)) if error.is_amqp_soft_error() => {
-                let _ = timeout(REQUEST_TIMEOUT, topology::declare(&up.connection, self.lanes)).await;
+                let _ = timeout(REQUEST_TIMEOUT, declare(&up.connection, self.lanes)).await;
                 Err(QueueError::Topology(error.to_string()))
             }
             Ok(Err(error)) => Err(topology::away(error)),
@@ -75,7 +76,8 @@ impl RabbitSubscriber {
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
         let (queue, arguments) = match &self.subscription.name {
             Some(name) => {
-                topology::declare_subscriber(&channel, name, &self.subscription.filter).await?;
+                let queue = of_subscriber(name, &self.subscription.filter);
+                declare_queue(&channel, &queue).await?;
                 (subscriber_queue(name), FieldTable::default())
             }
             None => (RESULTS_LOG.to_owned(), self.offset()),

@@ -7,12 +7,12 @@
 use std::time::Duration;
 
 use lapin::{
-    Channel, Connection, ExchangeKind,
-    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
-    types::{AMQPValue, FieldTable, ShortString},
+    ExchangeKind,
+    types::{AMQPValue, FieldTable},
 };
 
 use crate::{
+    batch::BatchName,
     job::Priority,
     queue::{Filter, QueueError, Reason},
     result::word,
@@ -23,7 +23,11 @@ pub const JOBS_EXCHANGE: &str = "pixfleet.jobs";
 /// Topic exchange: routing key `<reason>`.
 pub const DEAD_EXCHANGE: &str = "pixfleet.dead";
 /// The queue of every dead letter.
-pub const DEAD_QUEUE: &str = "pixfleet.dead.v1";
+pub const DEAD_QUEUE: &str = "pixfleet.dead.v2";
+/// Where earlier releases kept them: with no delivery limit of its own, which RabbitMQ 4 reads as 20, and then drops.
+pub const DEAD_QUEUE_BEFORE: &str = "pixfleet.dead.v1";
+/// Direct exchange: routing key `<batch>`, for the jobs of paused batches.
+pub const PAUSED_EXCHANGE: &str = "pixfleet.paused";
 /// Topic exchange: routing key `<provider>.<model>.<outcome>.<batch>`.
 pub const RESULTS_EXCHANGE: &str = "pixfleet.results";
 /// The stream of every result, always bound: replay, and no result is ever unroutable.
@@ -31,6 +35,8 @@ pub const RESULTS_LOG: &str = "pixfleet.results.log.v1";
 
 /// Deliveries of a job that nobody settled before the broker dead-letters it.
 const DELIVERY_LIMIT: i64 = 20;
+/// The limit of a queue whose messages are looked at and given back: each look counts as a delivery.
+const LOOKS_LIMIT: i64 = 1_000_000_000;
 /// How long the stream keeps results; an operator's policy may keep less.
 const LOG_MAX_AGE: &str = "7D";
 /// How much of them it keeps at most, in bytes.
@@ -49,6 +55,11 @@ pub const RETRY_TIERS: [(&str, Duration); 6] = [
 /// The queue of one lane.
 pub fn job_queue(priority: Priority, lane: u8) -> String {
     format!("pixfleet.jobs.v1.{priority}.{lane}")
+}
+
+/// The queue that holds the jobs of a paused batch.
+pub fn paused_queue(batch: &BatchName) -> String {
+    format!("pixfleet.paused.v1.{batch}")
 }
 
 /// The queue of a durable subscriber.
@@ -76,63 +87,44 @@ pub(super) fn subscriber_keys(filter: &Filter) -> [String; 2] {
     [format!("{provider}.{model}.{outcome}.{batch}"), format!("pixfleet.batch.*.{batch}")]
 }
 
-struct Queue {
-    name: String,
-    arguments: FieldTable,
-    bindings: Vec<(String, String)>,
+/// A queue as it has to be.
+pub(super) struct Queue {
+    pub(super) name: String,
+    pub(super) arguments: FieldTable,
+    /// Exchange and key of each.
+    pub(super) bindings: Vec<(String, String)>,
 }
 
-/// Declares everything; what is there already and equal is left alone.
-///
-/// # Errors
-/// [`QueueError::Topology`] with every difference when the broker holds something else under our names;
-/// [`QueueError::Away`] when it can't be asked.
-pub(super) async fn declare(connection: &Connection, lanes: u8) -> Result<(), QueueError> {
-    let mut channel = connection.create_channel().await.map_err(away)?;
-    let mut differences = Vec::new();
-    for (name, kind) in exchanges() {
-        if let Err(error) = declare_exchange(&channel, &name, kind).await {
-            differences.push(difference(&format!("exchange `{name}`"), &error)?);
-            channel = connection.create_channel().await.map_err(away)?;
-        }
-    }
-    for queue in queues(lanes) {
-        if let Err(error) = declare_queue(&channel, &queue).await {
-            differences.push(difference(&format!("queue `{}`", queue.name), &error)?);
-            channel = connection.create_channel().await.map_err(away)?;
-        }
-    }
-    // The channel has served; a failure to close it is the connection's, and is seen there.
-    let _ = channel.close(200, "declared".into()).await;
-    if differences.is_empty() { Ok(()) } else { Err(QueueError::Topology(differences.join("; "))) }
-}
-
-/// Declares a durable subscriber's queue with its bindings.
-pub(super) async fn declare_subscriber(
-    channel: &Channel,
-    name: &str,
-    filter: &Filter,
-) -> Result<(), lapin::Error> {
+/// A durable subscriber's queue with its bindings.
+pub(super) fn of_subscriber(name: &str, filter: &Filter) -> Queue {
     let bindings = subscriber_keys(filter).map(|key| (RESULTS_EXCHANGE.to_owned(), key)).to_vec();
-    declare_queue(channel, &Queue { name: subscriber_queue(name), arguments: quorum(), bindings }).await
+    Queue { name: subscriber_queue(name), arguments: quorum(), bindings }
 }
 
-fn exchanges() -> Vec<(String, ExchangeKind)> {
+/// The queue of a paused batch with its binding.
+pub(super) fn of_paused(batch: &BatchName) -> Queue {
+    let bindings = vec![(PAUSED_EXCHANGE.to_owned(), batch.to_string())];
+    Queue { name: paused_queue(batch), arguments: kept(), bindings }
+}
+
+/// The exchanges that there have to be.
+pub(super) fn exchanges() -> Vec<(String, ExchangeKind)> {
     let mut exchanges = vec![
         (JOBS_EXCHANGE.to_owned(), ExchangeKind::Direct),
         (DEAD_EXCHANGE.to_owned(), ExchangeKind::Topic),
+        (PAUSED_EXCHANGE.to_owned(), ExchangeKind::Direct),
         (RESULTS_EXCHANGE.to_owned(), ExchangeKind::Topic),
     ];
     exchanges.extend(RETRY_TIERS.map(|(tier, _)| (format!("pixfleet.retry.{tier}"), ExchangeKind::Fanout)));
     exchanges
 }
 
-/// In the order of need: where dead letters and results go exists before anything can die or be answered.
-fn queues(lanes: u8) -> Vec<Queue> {
+/// The queues, in the order of need: where dead letters and results go exists before anything can die or be answered.
+pub(super) fn queues(lanes: u8) -> Vec<Queue> {
     let mut queues = vec![
         Queue {
             name: DEAD_QUEUE.to_owned(),
-            arguments: quorum(),
+            arguments: kept(),
             bindings: vec![(DEAD_EXCHANGE.to_owned(), "#".to_owned())],
         },
         Queue {
@@ -158,6 +150,15 @@ fn queues(lanes: u8) -> Vec<Queue> {
 
 fn quorum() -> FieldTable {
     table([("x-queue-type", text("quorum"))])
+}
+
+/// For messages that wait for a person: a full queue refuses, and what is there stays.
+fn kept() -> FieldTable {
+    table([
+        ("x-queue-type", text("quorum")),
+        ("x-delivery-limit", AMQPValue::LongLongInt(LOOKS_LIMIT)),
+        ("x-overflow", text("reject-publish")),
+    ])
 }
 
 fn stream() -> FieldTable {
@@ -203,32 +204,6 @@ fn table<const N: usize>(entries: [(&'static str, AMQPValue); N]) -> FieldTable 
         table.insert(key.into(), value);
     }
     table
-}
-
-async fn declare_exchange(channel: &Channel, name: &str, kind: ExchangeKind) -> Result<(), lapin::Error> {
-    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    channel.exchange_declare(name.into(), kind, durable, FieldTable::default()).await
-}
-
-async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<(), lapin::Error> {
-    let name = ShortString::from(queue.name.as_str());
-    channel.queue_declare(name.clone(), QueueDeclareOptions::durable(), queue.arguments.clone()).await?;
-    for (exchange, key) in &queue.bindings {
-        let (exchange, key) = (exchange.as_str().into(), key.as_str().into());
-        channel
-            .queue_bind(name.clone(), exchange, key, QueueBindOptions::default(), FieldTable::default())
-            .await?;
-    }
-    Ok(())
-}
-
-/// The words for a refused declaration; any other failure ends the attempt.
-fn difference(what: &str, error: &lapin::Error) -> Result<String, QueueError> {
-    if error.is_amqp_soft_error() {
-        Ok(format!("{what}: {error}. Delete or rename it, or upgrade every process to the same release"))
-    } else {
-        Err(away(error.clone()))
-    }
 }
 
 /// A broker that could not be asked.
