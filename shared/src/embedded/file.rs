@@ -125,7 +125,7 @@ mod tests {
     use crate::{
         batch::Tally,
         embedded::{
-            counted, ledger, letters, standing,
+            counted, deaths, letters, standing,
             turns::{self, Found},
         },
         job::{Image, Job, Source},
@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(Job::from_message(&letter.message).unwrap(), dead);
         // Sent again, its results count as dead no more, and neither does the job.
         let replayed = Job { replays: 1, attempt: 0, ..dead };
-        assert!(ledger::open_again(&db, &replayed).unwrap() && !over(&replayed));
+        assert!(deaths::open_again(&db, &replayed).unwrap() && !over(&replayed));
         assert_eq!(standing::one(&db, "b").unwrap().unwrap().tally, Tally { ok: 2, ..Tally::default() });
         let counts = counted::read(&db, Some("b")).unwrap().remove(0);
         assert_eq!((counts.ended, counts.dead_letters, counts.complete()), (1, 0, false));

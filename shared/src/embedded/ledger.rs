@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use super::{
     bill,
     counts::{self, Moved},
+    deaths,
     store::Store,
     taken,
     turns::{self, Found},
@@ -108,7 +109,7 @@ impl Ledger for EmbeddedLedger {
         let shared = self.store.shared();
         self.store.write_unheard(move |db| {
             let Mark { job, batch, turn, tally, end } = mark;
-            let death = if end == End::Dead { Some(counts::death(tally, &[], false)?) } else { None };
+            let death = if end == End::Dead { Some(deaths::of(tally, &[], false)?) } else { None };
             if turns::end(db, job, turn, end, death.as_deref())? {
                 let moved = Moved { tally, ..Moved::default() };
                 let complete = counts::moved(db, shared.membership.token(), batch.as_str(), &moved)?;
@@ -120,7 +121,7 @@ impl Ledger for EmbeddedLedger {
 
     async fn reopen(&self, job: &Job) -> Result<bool, LedgerError> {
         let job = job.clone();
-        Ok(self.store.write(move |db| open_again(db, &job)).await?)
+        Ok(self.store.write(move |db| deaths::open_again(db, &job)).await?)
     }
 
     async fn flush(&self) {
@@ -145,13 +146,4 @@ impl Ledger for EmbeddedLedger {
     async fn bill(&self, day: Date) -> Result<Vec<BillLine>, LedgerError> {
         Ok(self.store.read(move |db| bill::lines(db, day)).await?)
     }
-}
-
-/// A dead letter is sent again as `job`: its turn is free, and its death counts no more. Whether that is news.
-pub(super) fn open_again(db: &Connection, job: &Job) -> rusqlite::Result<bool> {
-    let (news, death) = turns::reopen(db, job.id, job.turn())?;
-    if let Some(death) = death {
-        counts::reopened(db, job.batch.as_str(), &death)?;
-    }
-    Ok(news)
 }

@@ -2,7 +2,7 @@
 //!
 //! Any number of processes may use the file at once. `store` is the file, `serving` its two threads and `task` what they
 //! do; `file` opens it, `process` knows who else uses it. `jobs`, `lending`, `letters`, `parking`, `log`, `turns`, `taken`, `bill`,
-//! `kept`, `counts`, `counted`, `standing` and `limits` hold every SQL statement; `queue`, `intake`, `settle`, `dead_letters`,
+//! `kept`, `counts`, `deaths`, `counted`, `standing` and `limits` hold every SQL statement; `queue`, `intake`, `settle`, `dead_letters`,
 //! `subscriber`, `ledger`, `answers`, `batches` and `limiter` are the seams over them, `untold` is what the ledger keeps in
 //! memory for a moment, and `allowance` is the limiter's arithmetic.
 
@@ -13,6 +13,7 @@ mod bill;
 mod counted;
 mod counts;
 mod dead_letters;
+mod deaths;
 mod file;
 mod intake;
 mod jobs;

@@ -227,24 +227,36 @@ pub(super) fn end(
     Ok(news)
 }
 
-/// A dead letter is sent again as this turn. Whether that is news, and what its death counted as, as JSON.
-pub(super) fn reopen(db: &Connection, job: Id, turn: u64) -> rusqlite::Result<(bool, Option<String>)> {
-    let turn = turn as i64;
-    let known: Option<(i64, Option<String>)> = db
-        .prepare_cached("SELECT floor, dead FROM settled WHERE job = ?1")?
-        .query_row([job.to_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let (floor, death) = known.unwrap_or((0, None));
-    if turn < floor || (turn == floor && death.is_none()) {
-        return Ok((false, None));
+/// A dead letter is sent again as this turn; whether that is news.
+pub(super) fn reopen(db: &Connection, job: Id, turn: u64) -> rusqlite::Result<bool> {
+    let news = db
+        .prepare_cached(
+            "INSERT INTO settled (job, at_us, floor) VALUES (?1, ?2, ?3)
+             ON CONFLICT (job) DO UPDATE SET at_us = excluded.at_us, floor = excluded.floor
+             WHERE settled.floor < excluded.floor",
+        )?
+        .execute(params![job.to_bytes(), now_us() as i64, turn as i64])?
+        > 0;
+    if news {
+        db.prepare_cached("DELETE FROM turns WHERE job = ?1 AND turn < ?2")?
+            .execute(params![job.to_bytes(), turn as i64])?;
+        taken::forget(db, job)?;
     }
-    db.prepare_cached(
-        "INSERT INTO settled (job, at_us, floor) VALUES (?1, ?2, ?3)
-         ON CONFLICT (job) DO UPDATE SET at_us = excluded.at_us, floor = excluded.floor, dead = NULL",
-    )?
-    .execute(params![job.to_bytes(), now_us() as i64, turn])?;
-    db.prepare_cached("DELETE FROM turns WHERE job = ?1 AND turn < ?2")?
-        .execute(params![job.to_bytes(), turn])?;
-    taken::forget(db, job)?;
-    Ok((true, death))
+    Ok(news)
+}
+
+/// What a job's death counted as, as JSON, where its last turn that is over ended so.
+pub(super) fn death(db: &Connection, job: Id) -> rusqlite::Result<Option<String>> {
+    let death = db
+        .prepare_cached("SELECT dead FROM settled WHERE job = ?1")?
+        .query_row([job.to_bytes()], |row| row.get(0))
+        .optional()?;
+    Ok(death.flatten())
+}
+
+/// Keeps what a job's death counts as.
+pub(super) fn remember_death(db: &Connection, job: Id, death: &str) -> rusqlite::Result<()> {
+    db.prepare_cached("UPDATE settled SET dead = ?2 WHERE job = ?1")?
+        .execute(params![job.to_bytes(), death])
+        .map(drop)
 }

@@ -95,6 +95,22 @@ async fn a_replay_that_is_cut_off_half_way_is_gone_on_with() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_was_opened_and_is_thrown_away_counts_as_dead_after_all() {
+    let (_folder, path) = state();
+    let engine = &fleet(&path, 1).await[0];
+    bury(engine).await;
+    let before = counts(engine).await;
+    let letter = letters(engine).await.pop().expect("the letter");
+    assert!(engine.ledger().reopen(&sent_again(&letter)).await.unwrap());
+    assert_eq!(counts(engine).await.of(Outcome::Dead), 0);
+    letter.purge().await.unwrap();
+    let after = counts(engine).await;
+    assert_eq!((after.dead_letters, after.of(Outcome::Dead), after.failures.len()), (1, 1, 1));
+    assert_eq!((after.jobs, after.ended), (before.jobs, before.ended));
+    assert!(letters(engine).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_letter_says_what_the_last_call_said() {
     let (_folder, path) = state();
     let engine = &fleet(&path, 1).await[0];
