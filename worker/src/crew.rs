@@ -28,6 +28,7 @@ use crate::{
     budget::Spent,
     client::{Client, NoClient},
     config::Config,
+    copies::InHand,
     image::Images,
     pace,
     provider::Provider,
@@ -108,6 +109,8 @@ pub(crate) struct Crew {
     pub(crate) spent: Spent,
     /// What its jobs ask at this moment, where answers are kept.
     pub(crate) flights: Flights,
+    /// Its jobs, each once.
+    pub(crate) in_hand: InHand,
     /// One job at a time of those that may have killed a worker.
     pub(crate) suspects: Semaphore,
     /// No slot is asked for any more; what waits for one goes back.

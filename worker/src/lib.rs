@@ -15,6 +15,7 @@ pub mod client;
 mod closing;
 mod conclude;
 mod config;
+mod copies;
 mod crew;
 mod deadline;
 mod departure;

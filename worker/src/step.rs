@@ -23,6 +23,7 @@ use crate::{
     conclude::{
         Ending, MENDING_PAUSE, Policy, conclude, conclude_cancelled, conclude_given_up, conclude_uncalled,
     },
+    copies::COPY_PAUSE,
     crew::{AccountState, Crew, Serving},
     deadline,
     departure::{self, Departure},
@@ -64,16 +65,25 @@ impl Settled {
 pub(crate) async fn step(crew: Arc<Crew>, delivery: Delivery) -> Settled {
     let again = delivery.again;
     let (job, unsettled) = delivery.split();
+    let Some(only) = crew.in_hand.take(job.id) else {
+        debug!("a copy of a job that is in hand: it comes back once that is settled");
+        let settled = settle(&crew, &job, unsettled, Ending::release(&job, COPY_PAUSE)).await;
+        crew.board.metrics.settled.get_or_create(&SettleLabel { verb: settled.as_str() }).inc();
+        return settled;
+    };
     let worked = AssertUnwindSafe(line(&crew, &job, again)).catch_unwind().await;
     let ending = match worked {
         Ok(Ok(ending)) => ending,
         Ok(Err(early)) => *early,
         Err(panic) => panicked(&job, &*panic),
     };
+    // What is given back may be here again before it is known as settled.
+    let only = (!matches!(ending, Ending::Release { .. })).then_some(only);
     let settled = settle(&crew, &job, unsettled, ending).await;
     if again {
         crew.engines.ledger.let_go(&job);
     }
+    drop(only);
     crew.board.metrics.settled.get_or_create(&SettleLabel { verb: settled.as_str() }).inc();
     settled
 }
