@@ -28,6 +28,17 @@ impl Stage {
         Self { fleet: Fleet::on_one_machine(sandbox(Faults::default()), PROVIDER, "").await }
     }
 
+    /// Where a third of the calls fail, and each job's first failure is its last.
+    pub(crate) async fn of_failures(servers: bool) -> Self {
+        let faults = Faults { error_500: 0.3, seed: 11, ..Faults::default() };
+        let provider = format!("{PROVIDER}\nretry = {{ attempts = 1 }}");
+        let fleet = match servers {
+            true => Fleet::start(sandbox(faults), &provider, "").await,
+            false => Fleet::on_one_machine(sandbox(faults), &provider, "").await,
+        };
+        Self { fleet }
+    }
+
     pub(crate) fn start_workers(&mut self, count: usize) {
         for _ in 0..count {
             self.fleet.start_worker();
