@@ -32,7 +32,7 @@ use filter::Filter;
 Every reason, what a letter holds, and what is safe: docs/dead-letters.md.
 
 EXIT CODES
-  0 done    1 failed    2 wrong command line, or nobody said --yes    4 stopped, or not wanted: the rest is still there")]
+  0 done    1 failed    2 wrong command line, or nobody said --yes    4 stopped or declined: the rest is still there")]
 pub(crate) struct Args {
     #[command(subcommand)]
     task: Task,

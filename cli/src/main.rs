@@ -22,6 +22,7 @@ mod run;
 mod sandbox;
 mod schemas;
 mod status;
+mod topology;
 mod words;
 mod worker;
 
@@ -72,6 +73,7 @@ enum Role {
     Ledger(Box<ledger::Args>),
     Limits(Box<limits::Args>),
     Dead(Box<dead::Args>),
+    Topology(topology::Args),
     Sandbox(Box<sandbox::Args>),
     Demo(demo::Args),
     Config(config::Args),
@@ -130,6 +132,10 @@ fn play(cli: Cli) -> anyhow::Result<ExitCode> {
             let providers = sources.load_with_providers(Keys::NotNeeded);
             let catalog = providers.map(|(_, catalog)| catalog).unwrap_or_default();
             start(&loaded.quiet_log(), dead::run(*args, loaded.config, catalog))
+        }
+        Role::Topology(args) => {
+            let loaded = sources.load()?;
+            start(&loaded.quiet_log(), topology::run(args, loaded.config))
         }
         Role::Demo(args) => {
             let loaded = sources.load()?;

@@ -16,7 +16,7 @@ use std::{
 };
 
 use pixfleet_shared::fleet::rabbit::{
-    DEAD_EXCHANGE, DEAD_QUEUE, JOBS_EXCHANGE, RESULTS_EXCHANGE, RESULTS_LOG, RETRY_TIERS,
+    DEAD_EXCHANGE, DEAD_QUEUE, JOBS_EXCHANGE, PAUSED_EXCHANGE, RESULTS_EXCHANGE, RESULTS_LOG, RETRY_TIERS,
 };
 use pixfleet_tests::fleet::pixfleet;
 use tempfile::TempDir;
@@ -289,7 +289,7 @@ fn every_page_is_in_the_index() {
 #[test]
 fn the_architecture_names_every_exchange_and_queue() {
     let text = read("ARCHITECTURE.md");
-    for name in [JOBS_EXCHANGE, DEAD_EXCHANGE, DEAD_QUEUE, RESULTS_EXCHANGE, RESULTS_LOG] {
+    for name in [JOBS_EXCHANGE, DEAD_EXCHANGE, DEAD_QUEUE, PAUSED_EXCHANGE, RESULTS_EXCHANGE, RESULTS_LOG] {
         assert!(text.contains(&format!("`{name}`")), "{name} is not there");
     }
     let tiers = RETRY_TIERS.map(|(name, _)| name).join(" ");

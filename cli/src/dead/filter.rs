@@ -1,6 +1,6 @@
 //! Which dead letters are meant.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::{Span, SpanRelativeTo, Timestamp};
 use pixfleet_shared::{
     batch::BatchName,
     queue::{DeadLetter, Reason},
@@ -77,10 +77,13 @@ fn when(text: &str) -> Result<Timestamp, String> {
     if let Ok(at) = text.parse::<Timestamp>() {
         return Ok(at);
     }
-    let ago = text.parse::<SignedDuration>().ok().filter(|ago| !ago.is_negative());
-    ago.and_then(|ago| Timestamp::now().checked_sub(ago).ok()).ok_or_else(|| {
-        "give how long ago, like 90s, 2h or `1d 12h`, or a moment, like 2026-11-26T10:00:00Z".to_owned()
-    })
+    // A day is 24 hours here: nobody means the hour that a change of the clock adds.
+    let ago = text.parse::<Span>().ok().filter(|ago| !ago.is_negative());
+    ago.and_then(|ago| ago.to_duration(SpanRelativeTo::days_are_24_hours()).ok())
+        .and_then(|ago| Timestamp::now().checked_sub(ago).ok())
+        .ok_or_else(|| {
+            "give how long ago, like 90s, 2h or `1d 12h`, or a moment, like 2026-11-26T10:00:00Z".to_owned()
+        })
 }
 
 /// The first digits of an id.
@@ -171,11 +174,25 @@ mod tests {
     }
 
     #[test]
+    fn a_time_is_how_long_ago_or_a_moment() {
+        let hours = |text: &str| {
+            let ago = Timestamp::now().duration_since(when(text).unwrap());
+            (ago.as_secs_f64() / 360.0).round() / 10.0
+        };
+        for (text, expected) in
+            [("90m", 1.5), ("2h", 2.0), ("1d 12h", 36.0), ("30d", 720.0), ("2 weeks", 336.0)]
+        {
+            assert_eq!(hours(text), expected, "{text}");
+        }
+        assert_eq!(when("2026-11-26T11:00:00+01:00").unwrap(), "2026-11-26T10:00:00Z".parse().unwrap());
+    }
+
+    #[test]
     fn a_wrong_word_is_refused_with_those_that_are_right() {
         for (line, said) in [
             ("--reason tired", "attempts-exhausted"),
             ("--since yesterday", "2h"),
-            ("--since -2h", "2h"),
+            ("--since=-2h", "2h"),
             ("--id xyz1", "0-9 and a-f"),
             ("--id abc", "4 or more"),
         ] {

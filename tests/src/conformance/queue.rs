@@ -34,7 +34,11 @@ fn results(job: &Job) -> Vec<ImageResult> {
 }
 
 async fn lend(queue: &Arc<dyn Queue>) -> Box<dyn Intake> {
-    let (prefetch, asked) = watch::channel(10);
+    lend_ahead(queue, 10).await
+}
+
+async fn lend_ahead(queue: &Arc<dyn Queue>, prefetch: u16) -> Box<dyn Intake> {
+    let (prefetch, asked) = watch::channel(prefetch);
     // The sender lives as long as the test: a worker that changes its mind is another test.
     std::mem::forget(prefetch);
     queue.receive(asked).await.unwrap()
@@ -147,7 +151,8 @@ pub async fn no_priority_starves_another(queue: Arc<dyn Queue>) {
         }));
     }
     queue.enqueue(jobs).await.unwrap();
-    let mut intake = lend(&queue).await;
+    // All of them at once: nothing is chosen by what a slow server sends first.
+    let mut intake = lend_ahead(&queue, 40).await;
     let mut taken = Vec::new();
     for _ in 0..39 {
         let (job, unsettled) = next(&mut intake).await.split();
@@ -330,6 +335,29 @@ pub async fn a_purged_dead_letter_is_gone_and_the_others_stay(queue: Arc<dyn Que
     }
     letters.close().await;
     assert_eq!(buried(&queue).await, ["i1", "i2"]);
+}
+
+/// One look sees every letter, whatever becomes of those before it.
+pub async fn a_look_sees_every_letter_while_others_are_ended(queue: Arc<dyn Queue>) {
+    let mut intake = lend(&queue).await;
+    for n in 0..80 {
+        bury(&queue, &mut intake, job("b", n)).await;
+    }
+    let mut letters = look(&queue).await;
+    let mut number = 0;
+    while let Some(letter) = seen(&mut letters).await {
+        assert_eq!(letter.job.as_ref().unwrap().image.id, format!("i{number}"));
+        if number % 4 != 0 {
+            letter.purge().await.unwrap();
+            // The server has heard of it, and had its time to send more.
+            queue.parked(&"b".parse().unwrap()).await.unwrap();
+        }
+        number += 1;
+    }
+    letters.close().await;
+    assert_eq!(number, 80);
+    let left: Vec<String> = (0..80).step_by(4).map(|n| format!("i{n}")).collect();
+    assert_eq!(buried(&queue).await, left);
 }
 
 /// A look shows what there was when it began: what dies meanwhile is for the next one.

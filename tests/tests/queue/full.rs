@@ -1,12 +1,13 @@
 //! A full queue refuses: nothing is lost or acknowledged early, and it is said until there is room.
 
-use std::{sync::Arc, time::Duration};
+use std::{process::Stdio, sync::Arc, time::Duration};
 
+use pixfleet_sandbox::Settings;
 use pixfleet_shared::{
     fleet::rabbit::{Config, RabbitQueue},
     queue::{Delivery, Queue, QueueError, Reason},
 };
-use pixfleet_tests::{conformance::queue::job, servers};
+use pixfleet_tests::{conformance::queue::job, fleet::Fleet, servers};
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -110,4 +111,41 @@ async fn a_job_whose_letter_finds_no_room_is_delivered_again_and_nothing_is_said
         unsettled.complete(Vec::new()).await.unwrap();
     }
     assert!(left.len() >= refused, "{} jobs for {refused} that could not be settled", left.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_enqueue_into_a_full_lane_says_so_and_goes_on_when_there_is_room() {
+    const ROWS: u64 = 8_000;
+    let fleet = Fleet::start(Settings::default(), "", "").await;
+    policy(&fleet.rabbitmq_url, Some("^pixfleet[.]jobs[.]"));
+    // A queue refuses from when its limit was noticed: more than may be under way until then.
+    let rows: String = (0..ROWS).map(|n| format!("{n},http://images.example/{n}.jpg\n")).collect();
+    let rows = fleet.file("images.csv", &format!("id,url\n{rows}"));
+    let file = rows.to_str().unwrap();
+    let arguments = ["enqueue", file, "--provider", "sandbox", "--models", "m", "--batch", "b", "--json"];
+    let errors = fleet.file("errors.txt", "");
+    let mut enqueue = fleet
+        .command(&arguments)
+        .stdout(Stdio::piped())
+        .stderr(std::fs::File::create(&errors).unwrap())
+        .spawn()
+        .unwrap();
+    let said = async {
+        while !std::fs::read_to_string(&errors).unwrap().contains("RabbitMQ refuses messages") {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, said).await.expect("a full lane is said");
+    assert!(enqueue.try_wait().unwrap().is_none(), "it waits for room");
+    policy(&fleet.rabbitmq_url, None);
+    let ended = async {
+        while enqueue.try_wait().unwrap().is_none() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, ended).await.expect("there is room");
+    let output = enqueue.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["enqueued"], ROWS, "{report}");
 }

@@ -136,9 +136,16 @@ async fn a_worker_stays_up_and_not_ready_and_an_enqueue_is_refused_until_the_top
     assert!(said.contains(&name) && said.contains("has to be"), "{said}");
     let refused = fleet.command(&["results", "--batch", "b"]).stdin(Stdio::null()).output().unwrap();
     assert_eq!(refused.status.code(), Some(1));
+    let verify = || fleet.command(&["topology", "verify", "--json"]).output().unwrap();
+    let differs = verify();
+    assert_eq!(differs.status.code(), Some(1));
+    let verified: serde_json::Value = serde_json::from_slice(&differs.stdout).unwrap();
+    let differences = verified["differences"].as_array().unwrap();
+    assert!(differences.len() == 1 && differences[0].as_str().unwrap().contains(&name), "{verified}");
 
     delete(&channel, &name).await;
     fleet.ready(worker).await;
+    assert!(verify().status.success());
     let log = fleet.log(worker);
     let errors = log.lines().filter(|line| line.contains("has to be mended")).count();
     // Once a connection, however often it looked.

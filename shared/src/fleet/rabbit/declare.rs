@@ -22,6 +22,15 @@ pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// [`QueueError::Topology`] with every difference when the broker holds something else under our names;
 /// [`QueueError::Away`] when it can't be asked.
 pub(super) async fn declare(connection: &Connection, lanes: u8) -> Result<(), QueueError> {
+    let differences = differences(connection, lanes).await?;
+    if !differences.is_empty() {
+        return Err(QueueError::Topology(differences.join("; ")));
+    }
+    let_go_of_the_earlier(connection).await
+}
+
+/// Declares everything, and says what is there already and differs.
+pub(super) async fn differences(connection: &Connection, lanes: u8) -> Result<Vec<String>, QueueError> {
     let mut channel = connection.create_channel().await.map_err(away)?;
     let mut differences = Vec::new();
     for (name, kind) in exchanges() {
@@ -38,15 +47,13 @@ pub(super) async fn declare(connection: &Connection, lanes: u8) -> Result<(), Qu
     }
     // The channel has served; a failure to close it is the connection's, and is seen there.
     let _ = channel.close(200, "declared".into()).await;
-    if !differences.is_empty() {
-        return Err(QueueError::Topology(differences.join("; ")));
-    }
-    let_go_of_the_earlier(connection).await
+    Ok(differences)
 }
 
 /// The queue of an earlier release takes no more letters: each would be in both.
 async fn let_go_of_the_earlier(connection: &Connection) -> Result<(), QueueError> {
-    if depth(connection, DEAD_QUEUE_BEFORE).await?.is_some() {
+    // One that this user may not see is nothing of ours.
+    if let Ok(Some(_)) = depth(connection, DEAD_QUEUE_BEFORE).await {
         unbind(connection, DEAD_QUEUE_BEFORE, DEAD_EXCHANGE, "#").await?;
     }
     Ok(())

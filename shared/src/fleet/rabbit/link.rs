@@ -182,18 +182,7 @@ impl Supervisor {
     }
 
     async fn connect(&self) -> Result<Connection, QueueError> {
-        let url = self.config.resolved_url().map_err(QueueError::Away)?;
-        // The parser's error repeats the URL, which may hold a password.
-        let mut uri: AMQPUri = url.parse().map_err(|_| {
-            QueueError::Topology(
-                "rabbitmq.url is not an AMQP URL: give amqp://user:password@host:port/vhost".into(),
-            )
-        })?;
-        uri.query.heartbeat.get_or_insert(self.config.heartbeat_s);
-        uri.query.frame_max.get_or_insert(FRAME_MAX);
-        let name = format!("pixfleet {} {}", self.name, std::process::id());
-        let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let connection = Connection::connect_uri(uri, properties).await.map_err(topology::away)?;
+        let connection = connect(&self.config, self.name).await?;
         declare(&connection, self.config.lanes).await?;
         Ok(connection)
     }
@@ -204,6 +193,22 @@ impl Supervisor {
             let _ = timeout(CLOSE_TIMEOUT, up.connection.close(200, "done".into())).await;
         }
     }
+}
+
+/// One connection, whose end nobody looks after. The caller bounds the time.
+pub(super) async fn connect(config: &Config, name: &str) -> Result<Connection, QueueError> {
+    let url = config.resolved_url().map_err(QueueError::Away)?;
+    // The parser's error repeats the URL, which may hold a password.
+    let mut uri: AMQPUri = url.parse().map_err(|_| {
+        QueueError::Topology(
+            "rabbitmq.url is not an AMQP URL: give amqp://user:password@host:port/vhost".into(),
+        )
+    })?;
+    uri.query.heartbeat.get_or_insert(config.heartbeat_s);
+    uri.query.frame_max.get_or_insert(FRAME_MAX);
+    let name = format!("pixfleet {name} {}", std::process::id());
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    Connection::connect_uri(uri, properties).await.map_err(topology::away)
 }
 
 /// Full jitter over an exponential: `random` is in 0..1.

@@ -8,6 +8,7 @@ mod config;
 mod dead;
 mod deaths;
 mod declare;
+mod earlier;
 mod intake;
 mod link;
 mod moving;
@@ -19,7 +20,9 @@ mod session;
 mod settle;
 mod subscriber;
 mod topology;
+mod trouble;
 mod unconfirmed;
+mod verify;
 
 pub use config::Config;
 pub use queue::{LaneDepth, RabbitQueue};
@@ -27,3 +30,4 @@ pub use topology::{
     DEAD_EXCHANGE, DEAD_QUEUE, DEAD_QUEUE_BEFORE, JOBS_EXCHANGE, PAUSED_EXCHANGE, RESULTS_EXCHANGE,
     RESULTS_LOG, RETRY_TIERS, job_queue, paused_queue, subscriber_queue,
 };
+pub use verify::{Bound, Needed, needed, verify};

@@ -13,13 +13,14 @@ use tokio::{
     time::{Instant, interval, sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{
     config::Config,
     declare::declare,
     link::{Link, Up},
     say::{open, say},
+    trouble::Trouble,
     unconfirmed::{Booked, Message, Parcel, Unconfirmed},
 };
 use crate::queue::QueueError;
@@ -42,7 +43,7 @@ impl Publisher {
     /// Starts the task; it ends when every handle is gone or with `stop`.
     pub(super) fn start(link: Link, config: &Config, tasks: &TaskTracker, stop: CancellationToken) -> Self {
         let (parcels, inbox) = mpsc::channel(64);
-        let (told, trouble) = watch::channel(None);
+        let (told, trouble) = Trouble::new();
         let owner = Owner {
             link,
             lanes: config.lanes,
@@ -97,7 +98,7 @@ struct Owner {
     max_unconfirmed: usize,
     inbox: mpsc::Receiver<Parcel>,
     unconfirmed: Unconfirmed,
-    trouble: watch::Sender<Option<String>>,
+    trouble: Trouble,
 }
 
 type Confirm = BoxFuture<'static, (u64, Arc<Message>, Result<Confirmation, lapin::Error>)>;
@@ -140,7 +141,7 @@ impl Owner {
         let mut blocked = up.blocked;
         loop {
             self.unconfirmed.wake(Instant::now());
-            self.show_trouble();
+            self.trouble.show(self.unconfirmed.refused());
             // A queue tells a channel that it refused when there is room again, but not (RabbitMQ 3.10) when the policy that
             // bounded it is gone: a new channel finds out. What is on its way on the old one is still confirmed there.
             if self.unconfirmed.is_stuck() && opened.elapsed() > RENEW_EVERY {
@@ -252,28 +253,6 @@ impl Owner {
             Err(_) => return Err("the topology could not be declared in time".to_owned()),
         }
         Ok(())
-    }
-
-    /// Shows, and says once, that the broker refuses messages; and when that is over.
-    fn show_trouble(&self) {
-        let trouble = self.unconfirmed.refused().map(|(waiting, message)| {
-            let Message { exchange, routing_key, .. } = message;
-            format!(
-                "RabbitMQ refuses messages of exchange `{exchange}` for `{routing_key}`: a queue there is full (its \
-                 max-length), or can't store them. {waiting} wait, and are tried again"
-            )
-        });
-        match (&trouble, self.trouble.borrow().is_some()) {
-            (Some(trouble), false) => warn!("{trouble}"),
-            (None, true) => info!("RabbitMQ takes all messages again"),
-            (None, false) => return,
-            (Some(_), true) => {}
-        }
-        self.trouble.send_if_modified(|shown| {
-            let news = *shown != trouble;
-            *shown = trouble;
-            news
-        });
     }
 }
 

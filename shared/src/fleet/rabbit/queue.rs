@@ -10,7 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     config::Config,
-    dead, intake,
+    dead, earlier, intake,
     link::{Link, State, Up},
     parking,
     publisher::Publisher,
@@ -158,7 +158,7 @@ impl Queue for RabbitQueue {
 
     async fn dead_letters(&self) -> Result<Box<dyn DeadLetters>, QueueError> {
         let up = self.up().await?;
-        dead::bring_over(&up, &self.publisher).await?;
+        earlier::bring_over(&up, &self.publisher).await?;
         Ok(Box::new(dead::open(up, self.publisher.clone()).await?))
     }
 

@@ -63,7 +63,7 @@ impl RabbitSettle {
         let letter = match &settlement.then {
             Then::Dead(job, reason) => {
                 let death = Death::of(*reason, &settlement.results, Timestamp::now());
-                Some(dead_letter(job, &death)?)
+                Some(dead_letter(job, &death, body(job)?))
             }
             _ => None,
         };
@@ -174,11 +174,11 @@ fn parked(job: &Job) -> Result<Message, QueueError> {
     Ok(Message { routing_key: job.batch.to_string(), otherwise: Some(otherwise), ..message })
 }
 
-/// The dead letter of a job.
-pub(super) fn dead_letter(job: &Job, death: &Death) -> Result<Message, QueueError> {
+/// The dead letter of a job whose message is `body`.
+pub(super) fn dead_letter(job: &Job, death: &Death, body: Vec<u8>) -> Message {
     let mut headers = deaths::headers(death, Some(job));
     headers.extend(trace(job.traceparent));
-    Ok(letter(death, job.id, "application/json", headers, body(job)?))
+    letter(death, job.id, "application/json", headers, body)
 }
 
 fn letter(

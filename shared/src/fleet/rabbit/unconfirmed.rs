@@ -118,10 +118,12 @@ impl Unconfirmed {
     pub(super) fn say_next(&mut self) -> Option<(u64, Arc<Message>)> {
         while let Some(number) = self.backlog.pop_front() {
             let Some(pending) = self.messages.get(&number) else { continue };
-            if self.callers.get(&pending.caller).is_some_and(|caller| !caller.done.is_closed()) {
+            let caller = pending.caller;
+            if self.callers.get(&caller).is_some_and(|caller| !caller.done.is_closed()) {
                 return Some((number, pending.message.clone()));
             }
             self.forget(number);
+            self.callers.remove(&caller);
         }
         None
     }
@@ -312,6 +314,7 @@ mod tests {
         unconfirmed.wake(now + LONGEST_PAUSE);
         assert!(said(&mut unconfirmed).is_empty());
         assert!(unconfirmed.is_empty() && unconfirmed.refused().is_none());
+        assert!(unconfirmed.callers.is_empty() && unconfirmed.resting.is_empty());
     }
 
     #[test]
