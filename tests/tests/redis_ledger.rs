@@ -8,7 +8,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use pixfleet_shared::{
     answers::Recalled,
     batch::Tally,
-    batches::Expected,
+    batches::{Expected, Held, Hold},
     fleet::redis::{Config, Redis},
     id::Id,
     ledger::{Answered, End, Known, LedgerError},
@@ -16,13 +16,13 @@ use pixfleet_shared::{
 use pixfleet_tests::{
     conformance::{
         self,
-        ledger::{intent, job, mark, mark_of, next, settlement},
+        ledger::{intent, job, mark, mark_of, next, replayed, settlement},
         process::{Process, until},
     },
     fault_proxy::{Fault, FaultProxy},
     private_redis::PrivateRedis,
     redis_fleet::{PATIENCE, config, fleet, processes},
-    redis_sets::Cluster,
+    redis_sets::{Cluster, Sentinels, master_and_replica},
     servers::{fresh_name, redis_url},
 };
 use tokio::{runtime::Runtime, time::timeout};
@@ -52,6 +52,22 @@ async fn a_cluster_keeps_all_of_it() {
     pixfleet_tests::ledger_conforms!(in turn three());
     pixfleet_tests::answers_conform!(in turn three());
     pixfleet_tests::batches_conform!(in turn three());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_while_another_master_takes_over_is_stored_once() {
+    let (mut master, replica) = master_and_replica(&[]).await;
+    let sentinels = Sentinels::watch(&master).await;
+    let config = config(&sentinels.url());
+    let (engine, other) = (&fleet(&config, 1).await[0], &fleet(&config, 1).await[0]);
+    let said = Said::begin(engine, &fresh_name("failover")).await;
+    // What the replica has of a later write, it has of all before.
+    let () = master.ask("SET behind-it 1").await;
+    replica.says("EXISTS behind-it", "1").await;
+    master.kill();
+    said.go_on(engine);
+    sentinels.agree_on(replica.port()).await;
+    said.is_stored(engine, other).await;
 }
 
 /// A process of the fleet that can be killed: it says no goodbye.
@@ -119,6 +135,23 @@ async fn an_answer_counts_though_whoever_paid_for_it_died_before_it_settled_the_
     engines[1].ledger().settled(mark(&second, End::Done));
     engines[1].ledger().flush().await;
     assert_eq!(tally(&engines[1], &name).await, Tally { ok: 2, ..OK }, "each turn once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_is_taken_out_of_its_batch_though_its_state_is_forgotten() {
+    let (config, name) = (Config { ledger_ttl_s: 1, ..config(&redis_url()) }, fresh_name("old"));
+    let engine = &fleet(&config, 1).await[0];
+    let dead = job(&name, 1);
+    engine.ledger().settled(mark_of(&dead, End::Dead, Tally { dead: 1, ..OK }));
+    engine.ledger().flush().await;
+    until("its state is forgotten", async || {
+        (engine.ledger().take_up(&dead).await.unwrap().known == Known::Clear).then_some(())
+    })
+    .await;
+    assert_eq!(tally(engine, &name).await, Tally { dead: 1, ..OK });
+    assert!(engine.ledger().reopen(&replayed(&dead)).await.unwrap());
+    assert_eq!(tally(engine, &name).await, OK);
+    assert!(!engine.ledger().reopen(&replayed(&dead)).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -289,6 +322,26 @@ async fn what_a_server_forgot_is_clear() {
     for job in [&job, &settled] {
         assert_eq!(engines[1].ledger().depart(&intent(job)).await.unwrap(), Known::Clear);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_forgot_what_is_paused_and_cancelled_is_told_again() {
+    let server = PrivateRedis::start(&[]).await;
+    let config = config(&server.url());
+    let engine = &fleet(&config, 1).await[0];
+    let [paused, cancelled, resumed] = ["paused", "cancelled", "resumed"].map(|batch| batch.parse().unwrap());
+    let held = |hold| Some(Held { hold, by: "ana".into(), at: Timestamp::UNIX_EPOCH });
+    for (batch, hold) in [(&paused, Hold::Paused), (&cancelled, Hold::Cancelled), (&resumed, Hold::Paused)] {
+        engine.batches().hold(batch, held(hold)).await.unwrap();
+    }
+    engine.batches().hold(&resumed, None).await.unwrap();
+    let () = server.ask("FLUSHALL").await;
+    let newcomer = &fleet(&config, 1).await[0];
+    for (batch, hold) in [(&paused, Hold::Paused), (&cancelled, Hold::Cancelled)] {
+        until("it is said again", async || newcomer.batches().held(batch).filter(|held| *held == hold)).await;
+        assert_eq!(engine.batches().held(batch), Some(hold), "it was never in doubt");
+    }
+    assert_eq!(newcomer.batches().held(&resumed), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,12 +1,12 @@
 -- What became of a call: paid for, free, unsent, or lost: nobody will hear its answer any more. What was answered goes on the bill of its day, each call once.
 --
--- KEYS  the batch, the job's shard, the call's payload, the batch's part of the day's bill
--- ARGV  what, job, turn, process, call, number of the word, time to keep (s), time to keep the bill (s), tally, what follows,
---       lines of the bill (how many; each its name and what it costs); and `again` where it may have been said before
-local batch, shard, payload, bill = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+-- KEYS  the batch, its dead letters, the job's shard, the call's payload, the batch's part of the day's bill
+-- ARGV  what, job, turn, process, call, number of the word, time to keep (s), tally, what follows, lines of the bill (how many;
+--       each its name and what it costs); and `again` where it may have been said before
+local batch, dead, shard, payload, bill = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local what, id, turn, token, call = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local n, ttl, lines = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[11])
-local again = ARGV[11 + 2 * lines + 1] == 'again'
+local n, ttl, lines = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[10])
+local again = ARGV[10 + 2 * lines + 1] == 'again'
 local state = read(shard, id)
 local news = false
 
@@ -17,9 +17,9 @@ if what == 'paid' then
   elseif state.kind == 'A' and state.turn == turn then
     news = state.call ~= call and not again
   else
-    overtake(state, turn, batch, ttl)
-    write(shard, id, ttl, string.format('%.0f A %.0f %s %s', state.floor, turn, call, ARGV[9]))
-    redis.call('SET', payload, ARGV[10], 'EX', ttl)
+    overtake(state, turn, batch, dead, id)
+    write(shard, id, ttl, string.format('%.0f A %.0f %s %s', state.floor, turn, call, ARGV[8]))
+    redis.call('SET', payload, ARGV[9], 'EX', ttl)
     news = true
   end
 elseif what == 'lost' then
@@ -34,7 +34,7 @@ end
 
 if news then
   for line = 1, lines do
-    local name, cost = ARGV[10 + 2 * line], tonumber(ARGV[11 + 2 * line])
+    local name, cost = ARGV[9 + 2 * line], tonumber(ARGV[10 + 2 * line])
     redis.call('HINCRBY', bill, 'a' .. name, 1)
     if what == 'paid' then
       redis.call('HINCRBY', bill, 'c' .. name, 1)
@@ -43,6 +43,6 @@ if news then
       end
     end
   end
-  keep(bill, tonumber(ARGV[8]))
+  keep(bill, KEPT)
 end
 return {}

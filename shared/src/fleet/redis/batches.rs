@@ -36,7 +36,6 @@ impl RedisLedger {
             .arg(expected.jobs)
             .arg(expected.results)
             .arg(u8::from(expected.closed))
-            .arg(self.ttl.as_secs())
     }
 }
 
@@ -67,8 +66,10 @@ impl Batches for RedisLedger {
         }
         let text = held.as_ref().map(json).transpose()?.unwrap_or_default();
         let hold = Word::script(&self.link.scripts.hold, &[self.keys.held()]);
-        words.push(hold.arg(batch.as_str()).arg(text).arg(&self.channel));
-        let holds = self.clerk.ask(words).await?.pop().map(read::<Option<Vec<u8>>>).transpose()?.flatten();
+        words.push(hold.arg(batch.as_str()).arg(text).arg(&self.channel).arg(holds::new_name()));
+        let answer = self.clerk.ask(words).await?.pop().unwrap_or(redis::Value::Nil);
+        let (holds, name): (Option<Vec<u8>>, Option<String>) = read(answer)?;
+        self.holds.is_first_named(name);
         let holds: Option<Held> = holds.map(|text| parse(&text)).transpose()?;
         self.holds.note(batch, holds.clone());
         Ok(holds)

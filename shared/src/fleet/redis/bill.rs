@@ -18,8 +18,8 @@ use crate::{
     ledger::{BillLine, Intent, LedgerError, Lost, Resolution, Unanswered},
 };
 
-/// Bills and lists are kept for so many days.
-pub(super) const KEPT_DAYS: i64 = 400;
+/// Bills and lists are kept for so many days; so are batches, by state.lua.
+const KEPT_DAYS: i64 = 400;
 /// The line that counts calls, whatever their models.
 const ALL_MODELS: &str = "*";
 /// Questions that are asked at once.

@@ -6,7 +6,7 @@ use redis::Value;
 use serde::de::DeserializeOwned;
 
 use super::{
-    bill::{self, KEPT_DAYS},
+    bill,
     ledger::{RedisLedger, read},
     word::{Heard, LATER, Unheard, Word},
 };
@@ -65,7 +65,12 @@ impl RedisLedger {
     pub(super) async fn depart_call(&self, intent: &Intent) -> Result<Known, LedgerError> {
         let mut unheard = Unsaid { ledger: self, intent: Some(intent) };
         let (batch, id) = (&intent.batch, intent.job);
-        let keys = [self.keys.batch(batch), self.keys.shard(batch, id), self.keys.payload(batch, id)];
+        let keys = [
+            self.keys.batch(batch),
+            self.keys.dead(batch),
+            self.keys.shard(batch, id),
+            self.keys.payload(batch, id),
+        ];
         let word = Word::script(&self.link.scripts.depart, &keys)
             .arg(&id.to_bytes()[..])
             .arg(intent.turn)
@@ -127,6 +132,7 @@ impl RedisLedger {
         let (batch, id) = (&intent.batch, intent.job);
         let keys = [
             self.keys.batch(batch),
+            self.keys.dead(batch),
             self.keys.shard(batch, id),
             self.keys.payload(batch, id),
             self.keys.bill(batch, bill::day(intent)),
@@ -139,7 +145,6 @@ impl RedisLedger {
             .arg(short(intent.call))
             .arg(self.number())
             .arg(self.ttl.as_secs())
-            .arg(KEPT_DAYS * 86_400)
     }
 
     pub(super) fn tell_settled(&self, mark: &Mark) {
@@ -147,6 +152,7 @@ impl RedisLedger {
         self.index_batch(batch);
         let keys = [
             self.keys.batch(batch),
+            self.keys.dead(batch),
             self.keys.shard(batch, *job),
             self.keys.payload(batch, *job),
             self.keys.hands(batch, *job),
@@ -172,6 +178,7 @@ impl RedisLedger {
         let (batch, id) = (&job.batch, job.id);
         let keys = [
             self.keys.batch(batch),
+            self.keys.dead(batch),
             self.keys.shard(batch, id),
             self.keys.payload(batch, id),
             self.keys.hands(batch, id),

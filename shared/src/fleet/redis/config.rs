@@ -51,8 +51,8 @@ pub struct Config {
     /// Default: `pixfleet`.
     #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9_.:-]{1,64}$"))]
     pub namespace: String,
-    /// How long a settled job is remembered, in seconds: longer than a message may stay in the queue after it was
-    /// settled. Default: 604800, which is 7 days.
+    /// How long the state of a job is remembered after its last use, in seconds: longer than a copy of its message may stay
+    /// in a queue. Default: 604800, which is 7 days.
     #[schemars(range(min = 60, max = 31_536_000))]
     pub ledger_ttl_s: u64,
 }

@@ -1,9 +1,9 @@
 -- A call is about to leave: its intent is recorded, unless something stands against it.
 --
--- KEYS  the batch, the job's shard, the call's payload
+-- KEYS  the batch, its dead letters, the job's shard, the call's payload
 -- ARGV  job, turn, process, call, number of the word, lasts (ms), time to keep (s), the intent
 -- Returns  what stands against it, or {'clear'}
-local batch, shard, payload = KEYS[1], KEYS[2], KEYS[3]
+local batch, dead, shard, payload = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, turn, token, call, n = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local ttl = tonumber(ARGV[7])
 local state = read(shard, id)
@@ -15,7 +15,7 @@ if not own or turn < state.floor then
     return stands
   end
 end
-overtake(state, turn, batch, ttl)
+overtake(state, turn, batch, dead, id)
 local ends = tonumber(redis.call('TIME')[1]) + math.ceil(tonumber(ARGV[6]) / 1000)
 write(shard, id, ttl, string.format('%.0f O %.0f %s %.0f %s %s', state.floor, turn, token, ends, call, n))
 redis.call('SET', payload, ARGV[8], 'EX', ttl)

@@ -1,7 +1,7 @@
 -- What a producer says of its batch. Counts never shrink.
 --
 -- KEYS  the batch
--- ARGV  jobs, results to expect, closed (1: that is all), time to keep (s)
+-- ARGV  jobs, results to expect, closed (1: that is all)
 local batch = KEYS[1]
 local time = redis.call('TIME')
 redis.call('HSETNX', batch, 'opened_at', string.format('%d%06d', time[1], time[2]))
@@ -11,6 +11,6 @@ redis.call('HSET', batch, 'expected', text(math.max(tonumber(known[2] or 0), ton
 if ARGV[3] == '1' then
   redis.call('HSET', batch, 'closed', '1')
 end
-keep(batch, tonumber(ARGV[4]))
+keep(batch, KEPT)
 uncompleted(batch)
 return {}

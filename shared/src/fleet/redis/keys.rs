@@ -20,6 +20,11 @@ impl Keys {
         format!("{{{}:b:{batch}}}", self.0).into_bytes()
     }
 
+    /// What its dead letters count as.
+    pub(super) fn dead(&self, batch: &BatchName) -> Vec<u8> {
+        [&*self.batch(batch), b":d"].concat()
+    }
+
     /// The states of some of its jobs: of those whose ids begin alike, one in 4,096.
     pub(super) fn shard(&self, batch: &BatchName, job: Id) -> Vec<u8> {
         let [first, second, ..] = job.to_bytes();

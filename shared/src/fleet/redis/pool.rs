@@ -86,16 +86,23 @@ impl Link {
     where
         F: Future<Output = RedisResult<T>> + Send,
     {
+        let answer = self.look(work).await?;
+        self.note(Ok(()));
+        Ok(answer)
+    }
+
+    /// As [`exchange`](Self::exchange), for work that only reads: a server that answers it may still be one that can't write.
+    pub(super) async fn look<T, F>(&self, work: impl FnOnce(Connection) -> F + Send) -> Result<T, Away>
+    where
+        F: Future<Output = RedisResult<T>> + Send,
+    {
         let lent = match self.pool.get().await {
             // A clone to work with, while the pooled one is back at once.
             Ok(pooled) => (*pooled).clone(),
             Err(error) => return Err(self.ill(&unlent(&error))),
         };
         match work(lent.connection).await {
-            Ok(answer) => {
-                self.note(Ok(()));
-                Ok(answer)
-            }
+            Ok(answer) => Ok(answer),
             Err(error) => {
                 if ends_connection(&error) {
                     self.ages.condemn(lent.age);

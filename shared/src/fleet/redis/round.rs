@@ -4,7 +4,7 @@ use redis::{ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value
 
 use super::{
     pool::{Away, Link},
-    scripts::Scripts,
+    scripts::OF_THE_LEDGER,
     servers::Connection,
     word::Word,
 };
@@ -27,16 +27,13 @@ pub(super) async fn round(link: &Link, words: &[Word]) -> (Vec<Answer>, Option<A
         return (answers, None, trips);
     }
     let (heard, counted) = (&mut answers, &mut trips);
-    let work = move |mut connection: Connection| async move {
+    let work = move |connection: Connection| async move {
         let mut open: Vec<usize> = (0..words.len()).collect();
         let mut ill = None;
         for loaded in [false, true] {
-            if loaded {
-                load(&link.scripts, &mut connection).await?;
-            }
             *counted += 1;
             let mut unknown = Vec::new();
-            for (at, answer) in say(&mut connection, words, &open).await {
+            for (at, answer) in say(&connection, words, &open, loaded).await {
                 match sort(answer) {
                     Sorted::Sound(answer) => heard[at] = answer,
                     Sorted::NoScript if !loaded => unknown.push(at),
@@ -55,11 +52,13 @@ pub(super) async fn round(link: &Link, words: &[Word]) -> (Vec<Answer>, Option<A
     (answers, away, trips)
 }
 
-/// The words at `open` in one pipeline; on a cluster in one for each of their tags, all at once.
+/// The words at `open` in one pipeline; on a cluster in one for each of their tags, all at once. With `loading` the scripts go
+/// ahead in it, so that nobody makes the server forget them in between.
 async fn say(
-    connection: &mut Connection,
+    connection: &Connection,
     words: &[Word],
     open: &[usize],
+    loading: bool,
 ) -> Vec<(usize, RedisResult<Value>)> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     match connection {
@@ -73,28 +72,27 @@ async fn say(
             }
         }
     }
+    let scripts: &[&str] = if loading { &OF_THE_LEDGER } else { &[] };
     let said = groups.into_iter().map(|group| {
         let mut connection = connection.clone();
         async move {
-            let mut pipeline = Pipeline::with_capacity(group.len());
+            let mut pipeline = Pipeline::with_capacity(scripts.len() + group.len());
+            for script in scripts {
+                pipeline.cmd("SCRIPT").arg("LOAD").arg(*script);
+            }
             for &at in &group {
                 pipeline.add_command(words[at].command.clone());
             }
-            match connection.req_packed_commands(&pipeline, 0, group.len()).await {
-                Ok(values) => group.into_iter().zip(values.into_iter().map(Value::extract_error)).collect(),
+            match connection.req_packed_commands(&pipeline, 0, pipeline.len()).await {
+                Ok(values) => {
+                    let values = values.into_iter().skip(scripts.len()).map(Value::extract_error);
+                    group.into_iter().zip(values).collect()
+                }
                 Err(error) => group.into_iter().map(|at| (at, Err(error.clone()))).collect::<Vec<_>>(),
             }
         }
     });
     futures_util::future::join_all(said).await.concat()
-}
-
-/// Loads every script. All masters of a cluster are told.
-async fn load(scripts: &Scripts, connection: &mut Connection) -> RedisResult<()> {
-    for script in scripts.all() {
-        script.load_async(connection).await?;
-    }
-    Ok(())
 }
 
 enum Sorted {

@@ -29,9 +29,24 @@ pub(super) struct Scripts {
 /// A script behind what is known of a job's state.
 macro_rules! on_state {
     ($file:literal) => {
-        Script::new(concat!(include_str!("state.lua"), include_str!($file)))
+        concat!(include_str!("state.lua"), include_str!($file))
     };
 }
+
+const DEPART: &str = on_state!("depart.lua");
+const ANSWERED: &str = on_state!("answered.lua");
+const SETTLED: &str = on_state!("settled.lua");
+const TAKE_UP: &str = on_state!("take_up.lua");
+const REOPEN: &str = on_state!("reopen.lua");
+const EXPECT: &str = on_state!("expect.lua");
+const SAY_COMPLETE: &str = include_str!("say_complete.lua");
+const HOLD: &str = include_str!("hold.lua");
+const CLAIM: &str = include_str!("claim.lua");
+const GIVE_UP: &str = include_str!("give_up.lua");
+
+/// The ledger's, for a round trip that brings along what a server forgot.
+pub(super) const OF_THE_LEDGER: [&str; 10] =
+    [DEPART, ANSWERED, SETTLED, TAKE_UP, REOPEN, EXPECT, SAY_COMPLETE, HOLD, CLAIM, GIVE_UP];
 
 impl Scripts {
     pub(super) fn new() -> Self {
@@ -45,16 +60,16 @@ impl Scripts {
             amend: Script::new(include_str!("amend.lua")),
             share: Script::new(include_str!("share.lua")),
             look: Script::new(include_str!("look.lua")),
-            depart: on_state!("depart.lua"),
-            answered: on_state!("answered.lua"),
-            settled: on_state!("settled.lua"),
-            take_up: on_state!("take_up.lua"),
-            reopen: on_state!("reopen.lua"),
-            expect: on_state!("expect.lua"),
-            say_complete: Script::new(include_str!("say_complete.lua")),
-            hold: Script::new(include_str!("hold.lua")),
-            claim: Script::new(include_str!("claim.lua")),
-            give_up: Script::new(include_str!("give_up.lua")),
+            depart: Script::new(DEPART),
+            answered: Script::new(ANSWERED),
+            settled: Script::new(SETTLED),
+            take_up: Script::new(TAKE_UP),
+            reopen: Script::new(REOPEN),
+            expect: Script::new(EXPECT),
+            say_complete: Script::new(SAY_COMPLETE),
+            hold: Script::new(HOLD),
+            claim: Script::new(CLAIM),
+            give_up: Script::new(GIVE_UP),
         }
     }
 

@@ -1,20 +1,20 @@
 -- A turn is over: what its results count as is counted, once.
 --
--- KEYS  the batch, the job's shard, the call's payload, who has the job in hand
+-- KEYS  the batch, its dead letters, the job's shard, the call's payload, who has the job in hand
 -- ARGV  job, turn, process, end (done, again, dead), time to keep (s), the six counts of the tally
 -- Returns  what is known of the batch, where this completed it
-local batch, shard, payload, hands = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local batch, dead, shard, payload, hands = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, turn, token, ends, ttl = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], tonumber(ARGV[5])
 local state = read(shard, id)
 if turn < state.floor then
   return {}
 end
-overtake(state, turn, batch, ttl)
+overtake(state, turn, batch, dead, id)
 local tally = {}
 for at, kind in ipairs(KINDS) do
   tally[kind] = tonumber(ARGV[5 + at])
 end
-count(batch, ttl, tally)
+count(batch, tally)
 
 local later = state.turn and state.turn > turn
 if ends == 'done' or not later then
@@ -25,7 +25,10 @@ if ends == 'done' or not later then
   if ends == 'done' then
     stored = '0'
   elseif ends == 'dead' and tally.rejected + tally.dead + tally.ambiguous > 0 then
-    stored = string.format('%s D %.0f %.0f %.0f', stored, tally.rejected, tally.dead, tally.ambiguous)
+    local counted = string.format('%.0f %.0f %.0f', tally.rejected, tally.dead, tally.ambiguous)
+    redis.call('HSET', dead, id, counted)
+    keep(dead, KEPT)
+    stored = stored .. ' D'
   end
   write(shard, id, ttl, stored)
 else

@@ -5,7 +5,10 @@
 --   <floor>                                   turns below are over
 --   <floor> O <turn> <token> <until> <call> <n>   a call is under way: who makes it, until when (seconds; 0: it is lost), its id, its number
 --   <floor> A <turn> <call> <tally>               a call was answered and paid for, and is not yet settled
---   <floor> D <rejected> <dead> <ambiguous>       the job is a dead letter, with so many results of these kinds
+--   <floor> D                                 the job is a dead letter; what it counts as is in the batch's hash of those,
+--                                             which is kept longer than states are
+-- Batches, dead letters and bills are kept for so many seconds without use: KEPT_DAYS of bill.rs.
+local KEPT = 400 * 86400
 local KINDS = {'ok', 'cached', 'rejected', 'dead', 'cancelled', 'ambiguous'}
 
 local function text(number)
@@ -36,8 +39,6 @@ local function read(shard, id)
       tonumber(words[3]), words[4], tonumber(words[5]), words[6], tonumber(words[7])
   elseif state.kind == 'A' then
     state.turn, state.call, state.tally = tonumber(words[3]), words[4], words[5]
-  elseif state.kind == 'D' then
-    state.dead = {rejected = tonumber(words[3]), dead = tonumber(words[4]), ambiguous = tonumber(words[5])}
   end
   return state
 end
@@ -80,7 +81,7 @@ local function against(state, turn, payload)
 end
 
 -- Counts results of a batch; a negative number takes back.
-local function count(batch, ttl, tally)
+local function count(batch, tally)
   local added = 0
   for kind, number in pairs(tally) do
     if number ~= 0 then
@@ -95,7 +96,7 @@ local function count(batch, ttl, tally)
     local time = redis.call('TIME')
     redis.call('HSETNX', batch, 'opened_at', string.format('%d%06d', time[1], time[2]))
   end
-  keep(batch, ttl)
+  keep(batch, KEPT)
 end
 
 -- Whether the batch's last result is there, and nobody has to say so yet; then it is for `token` to say, and what is known of
@@ -117,10 +118,23 @@ local function uncompleted(batch)
   end
 end
 
+-- A dead letter is none any more: its results are taken out of the batch's.
+local function unbury(batch, dead, id)
+  local counted = redis.call('HGET', dead, id)
+  if counted then
+    redis.call('HDEL', dead, id)
+    local rejected, given_up, ambiguous = string.match(counted, '^(%d+) (%d+) (%d+)$')
+    if redis.call('HEXISTS', batch, 'total') == 1 then
+      count(batch, {rejected = -rejected, dead = -given_up, ambiguous = -ambiguous})
+      uncompleted(batch)
+    end
+  end
+end
+
 -- A message of a later turn shows that what followed from earlier ones is out. An answered one counts now, because nobody
 -- may be left to settle it; and a dead letter that goes on is none any more, heard or not. `buried`: the answered turn ended
 -- as a dead letter, which is now opened.
-local function overtake(state, turn, batch, ttl, buried)
+local function overtake(state, turn, batch, dead, id, buried)
   if state.kind == 'A' and state.turn < turn then
     local tally, at = {}, 0
     for number in string.gmatch(state.tally, '%d+') do
@@ -130,14 +144,10 @@ local function overtake(state, turn, batch, ttl, buried)
     if buried then
       tally.rejected, tally.dead, tally.ambiguous = nil, nil, nil
     end
-    count(batch, ttl, tally)
+    count(batch, tally)
     state.floor = math.max(state.floor, state.turn + 1)
   elseif state.kind == 'D' and turn >= state.floor then
-    for kind, number in pairs(state.dead) do
-      state.dead[kind] = -number
-    end
-    count(batch, ttl, state.dead)
-    uncompleted(batch)
+    unbury(batch, dead, id)
     state.kind = nil
   end
 end
