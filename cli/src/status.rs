@@ -9,6 +9,7 @@ use anyhow::bail;
 use jiff::Timestamp;
 use pixfleet_shared::{
     batch::BatchName,
+    batches::{Held, Hold},
     embedded::{BatchCounts, Embedded, Status},
     result::Outcome,
 };
@@ -106,10 +107,12 @@ fn lines(shown: &Shown, now: Timestamp) -> Vec<String> {
         let ending = endings.iter().find(|ending| ending.batch == counts.batch);
         lines.extend(ending.map(|ending| ending.line(now)));
     }
-    let Status { lent, waiting, processes, .. } = status;
+    let Status { lent, waiting, parked, processes, .. } = status;
     let noun = if *processes == 1 { "process" } else { "processes" };
-    lines
-        .push(format!("{lent} jobs in hand by {processes} {noun}, {waiting} waiting for their next attempt"));
+    let aside = if *parked > 0 { format!(", {parked} set aside") } else { String::new() };
+    lines.push(format!(
+        "{lent} jobs in hand by {processes} {noun}, {waiting} waiting for their next attempt{aside}"
+    ));
     for limit in &status.limits {
         if let Some(by) = &limit.paused {
             lines.push(format!("`{}` is paused by {by}", limit.stack));
@@ -124,10 +127,12 @@ fn lines(shown: &Shown, now: Timestamp) -> Vec<String> {
 fn batch_line(counts: &BatchCounts) -> String {
     let BatchCounts { batch, jobs, expected, closed, .. } = counts;
     let done = counts.ended + counts.dead_letters;
-    let state = match (counts.complete(), closed) {
-        (true, _) => "complete",
-        (false, true) => "under way",
-        (false, false) => "not all put in",
+    let state = match (counts.complete(), &counts.held, closed) {
+        (true, ..) => "complete".to_owned(),
+        (false, Some(Held { hold: Hold::Paused, by, .. }), _) => format!("paused by {by}"),
+        (false, Some(Held { hold: Hold::Cancelled, by, .. }), _) => format!("cancelled by {by}"),
+        (false, None, true) => "under way".to_owned(),
+        (false, None, false) => "not all put in".to_owned(),
     };
     format!(
         "batch {batch} ({state}): {done} of {jobs} jobs, {} of {expected} results: {}",
@@ -146,9 +151,16 @@ pub(crate) fn outcomes(counts: &BatchCounts) -> String {
         (Outcome::Ambiguous, "ambiguous"),
     ];
     let always = 3;
-    let shown = words.into_iter().enumerate().map(|(at, (outcome, word))| (at, counts.of(outcome), word));
-    let shown = shown.filter(|(at, count, _)| *at < always || *count > 0);
-    shown.map(|(_, count, word)| format!("{count} {word}")).collect::<Vec<_>>().join(", ")
+    let shown =
+        words.into_iter().enumerate().map(|(at, (outcome, word))| (at, counts.of(outcome), outcome, word));
+    let shown = shown.filter(|(at, count, ..)| *at < always || *count > 0);
+    let before = match counts.cached {
+        0 => String::new(),
+        cached => format!(" ({cached} of them answered before)"),
+    };
+    let of = |outcome| if outcome == Outcome::Ok { before.as_str() } else { "" };
+    let shown = shown.map(|(_, count, outcome, word)| format!("{count} {word}{}", of(outcome)));
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 fn held_until(until_us: u64, now: Timestamp) -> Option<Timestamp> {
@@ -174,6 +186,10 @@ mod tests {
             batch_line(&counts),
             "batch spring (not all put in): 2 of 3 jobs, 4 of 6 results: 4 done, 0 failed, 0 dead"
         );
+        counts.held = Some(Held { hold: Hold::Paused, by: "ana".into(), at: Timestamp::UNIX_EPOCH });
+        assert!(batch_line(&counts).starts_with("batch spring (paused by ana): 2 of 3 jobs"));
+        counts.cached = 3;
+        assert!(batch_line(&counts).contains("4 done (3 of them answered before), 0 failed"));
         (counts.closed, counts.dead_letters) = (true, 1);
         assert!(batch_line(&counts).contains("(complete): 3 of 3 jobs"));
     }

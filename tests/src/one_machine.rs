@@ -31,7 +31,12 @@ impl OneMachine {
     /// Writes a manifest of `jobs` URLs, and settings for the API at `endpoint`.
     pub fn new(jobs: usize, endpoint: &str) -> Self {
         let folder = TempDir::new().unwrap();
-        let toml = format!("[providers.sandbox]\npreset = \"generic\"\nendpoint = \"{endpoint}\"\n");
+        // Whoever kills a run again and again wants every answer all the same: by default, a call that was in flight at two
+        // kills is not sent a third time.
+        let toml = format!(
+            "[worker.retry]\nattempts = 50\n[providers.sandbox]\npreset = \"generic\"\nendpoint = \"{endpoint}\"\n\
+             ambiguous = \"resend\"\n"
+        );
         std::fs::write(folder.path().join("pixfleet.toml"), toml).unwrap();
         let mut manifest = BufWriter::new(File::create(folder.path().join("m.csv")).unwrap());
         writeln!(manifest, "id,url").unwrap();

@@ -4,6 +4,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "embedded/batches.rs"]
+mod of_batches;
+#[path = "embedded/calls.rs"]
+mod of_calls;
+#[path = "embedded/letters.rs"]
+mod of_letters;
+#[path = "embedded/parking.rs"]
+mod of_parking;
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,9 +20,9 @@ use std::{
 };
 
 use pixfleet_shared::{
-    embedded::Embedded,
+    embedded::{BatchCounts, Embedded},
     limiter::{HoldOff, Limit, Order, Quota, RateLimiter, Reservation},
-    queue::{Filter, From, Queue, Subscription},
+    queue::{Delivery, Filter, From, Intake, Queue, Subscription},
     result::Announcement,
 };
 use pixfleet_tests::conformance::{
@@ -67,6 +76,22 @@ async fn three_processes() -> Vec<Process> {
         })
     };
     fleet(&path, 3).await.into_iter().map(process).collect()
+}
+
+/// Deliveries of everything that the engine's file has.
+async fn lend(engine: &Embedded) -> Box<dyn Intake> {
+    let (prefetch, asked) = watch::channel(20);
+    // The sender lives as long as the test.
+    std::mem::forget(prefetch);
+    engine.queue().receive(asked).await.unwrap()
+}
+
+async fn next(intake: &mut Box<dyn Intake>) -> Delivery {
+    timeout(PATIENCE, intake.next()).await.expect("a delivery in time").expect("an intake that goes on")
+}
+
+async fn counts(engine: &Embedded) -> BatchCounts {
+    engine.store().batch(&"b".parse().unwrap()).await.unwrap().expect("the batch is known")
 }
 
 /// What a process leaves behind that is killed: all that it holds in the file is a dead one's.

@@ -38,6 +38,8 @@ pub(super) struct Report {
     pub(super) results: u64,
     /// Answered.
     pub(super) done: u64,
+    /// Those of them that were answered before: no call was made.
+    pub(super) cached: u64,
     /// Refused for good.
     pub(super) failed: u64,
     /// Given up; they are kept as dead letters.
@@ -84,6 +86,7 @@ impl Report {
             expected: counts.expected,
             results: counts.seen(),
             done: counts.of(Outcome::Ok),
+            cached: counts.cached,
             failed: counts.of(Outcome::Rejected),
             dead: counts.of(Outcome::Dead),
             cancelled: counts.of(Outcome::Cancelled),

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use pixfleet_producer::record::provider_of;
 use pixfleet_shared::{
+    batches::Hold,
     embedded::{BatchCounts, Embedded},
     foresight::Foresight,
     limiter::LimiterError,
@@ -41,7 +42,9 @@ pub(super) async fn foreseen(
         let recorded = provider_of(embedded.store(), &counts.batch).await?;
         let of_calls = counts.calls.first().map(|calls| calls.provider.clone());
         let provider = recorded.or(of_calls).and_then(|name| catalog.get(&name).ok());
-        let (Some(provider), true) = (provider, jobs > 0) else { continue };
+        // The rest of a cancelled one is settled without a call.
+        let calls = counts.held.as_ref().is_none_or(|held| held.hold != Hold::Cancelled);
+        let (Some(provider), true) = (provider, jobs > 0 && calls) else { continue };
         // As its jobs are in the mean: those of one batch ask the same.
         let models = usize::try_from(counts.expected.div_ceil(counts.jobs.max(1))).unwrap_or(1).max(1);
         let weight = provider.weight(models, 0);
@@ -51,7 +54,8 @@ pub(super) async fn foreseen(
             Err(LimiterError::Impossible { .. }) => continue,
             Err(error) => return Err(error.into()),
         };
-        let provider = provider.name().to_owned();
+        let (provider, held) = (provider.name().to_owned(), counts.held.as_ref());
+        let paused = held.map(|held| held.by.clone()).or(paused);
         endings.push(Ending { batch: counts.batch.clone(), provider, jobs, paused, time });
     }
     Ok(endings)

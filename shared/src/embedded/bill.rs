@@ -4,7 +4,7 @@
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::turns::{json, of_json};
+use super::json::{json, of_json};
 use crate::{
     id::Id,
     ledger::{BillLine, Intent, Lost, Resolution, Unanswered},

@@ -1,21 +1,13 @@
 //! Every statement that changes the counts of a batch. They change in the transaction of what they count, so that a look
 //! at a batch of a million jobs costs as much as one at a batch of ten.
 
-use std::collections::BTreeMap;
-
 use rusqlite::{Connection, params};
-use serde::{Deserialize, Serialize};
 
-use super::{
-    log::Entry,
-    process::now_us,
-    standing,
-    turns::{json, of_json},
-};
+use super::{log::Entry, process::now_us, standing};
 use crate::{
     batch::{BatchEvent, BatchState, Tally},
     batches::{Expected, Progress},
-    result::{ImageResult, Outcome},
+    result::ImageResult,
 };
 
 /// Jobs were put in.
@@ -121,61 +113,6 @@ pub(super) fn announced(db: &Connection, own: i64, event: &BatchEvent) -> rusqli
     moved(db, own, batch, &Moved::default())
 }
 
-/// What a death counts as: what its replay takes back. Answers stay: the dead letter asks for them no more.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Death {
-    /// Jobs among the dead letters.
-    letters: u64,
-    tally: Tally,
-    /// Outcome, reason, results.
-    outcomes: Vec<(String, String, u64)>,
-}
-
-/// What a death counts as, to be remembered: results as `tally`, and as `entries`, where they are in the log.
-pub(super) fn death(tally: Tally, entries: &[Entry], letter: bool) -> rusqlite::Result<String> {
-    let mut outcomes = BTreeMap::new();
-    for result in entries.iter().filter_map(Entry::result).filter(|result| result.outcome != Outcome::Ok) {
-        *outcomes.entry((result.outcome.as_str().to_owned(), reason(result))).or_default() += 1;
-    }
-    let outcomes =
-        outcomes.into_iter().map(|((outcome, reason), results)| (outcome, reason, results)).collect();
-    let death = Death { letters: letter.into(), tally: Tally { ok: 0, cached: 0, ..tally }, outcomes };
-    Ok(String::from_utf8_lossy(&json(&death)?).into_owned())
-}
-
-/// Takes back what a death counted as: its job is sent again.
-pub(super) fn reopened(db: &Connection, batch: &str, death: &str) -> rusqlite::Result<()> {
-    let Death { letters, tally, outcomes } = of_json(death.as_bytes())?;
-    db.prepare_cached(
-        "UPDATE batches SET
-           dead = max(dead - ?2, 0), rejected_results = max(rejected_results - ?3, 0),
-           dead_results = max(dead_results - ?4, 0), cancelled_results = max(cancelled_results - ?5, 0),
-           ambiguous_results = max(ambiguous_results - ?6, 0), ending = 0
-         WHERE batch = ?1",
-    )?
-    .execute(params![
-        batch,
-        letters as i64,
-        tally.rejected as i64,
-        tally.dead as i64,
-        tally.cancelled as i64,
-        tally.ambiguous as i64
-    ])?;
-    for (outcome, reason, results) in outcomes {
-        let left: i64 = db
-            .prepare_cached(
-                "UPDATE outcomes SET results = results - ?4 WHERE batch = ?1 AND outcome = ?2 AND reason = ?3
-                 RETURNING results",
-            )?
-            .query_row(params![batch, outcome, reason, results as i64], |row| row.get(0))?;
-        if left <= 0 {
-            db.prepare_cached("DELETE FROM outcomes WHERE batch = ?1 AND outcome = ?2 AND reason = ?3")?
-                .execute(params![batch, outcome, reason])?;
-        }
-    }
-    Ok(())
-}
-
 /// Counts results by outcome and reason, and the calls behind them.
 pub(super) fn results(db: &Connection, entries: &[Entry]) -> rusqlite::Result<()> {
     let mut counted = None;
@@ -202,7 +139,7 @@ fn result(db: &Connection, result: &ImageResult) -> rusqlite::Result<()> {
 }
 
 /// Why a result has no answer, in a few words of which there are few: the class, and the status where one came.
-fn reason(result: &ImageResult) -> String {
+pub(super) fn reason(result: &ImageResult) -> String {
     let Some(failure) = &result.failure else {
         return String::new();
     };

@@ -3,12 +3,13 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use async_trait::async_trait;
+use rusqlite::Connection;
 
 use super::{
+    deaths,
     jobs::{self, Row},
-    ledger,
     letters::{self, Letter},
-    store::{Store, tell},
+    store::{Shared, Store, tell},
 };
 use crate::{
     job::Job,
@@ -62,20 +63,29 @@ impl Buried for EmbeddedBuried {
     async fn end(self: Box<Self>, replay: Option<Job>) -> Result<(), QueueError> {
         let seq = self.seq;
         let Some(job) = replay else {
-            self.store.write(move |db| letters::take(db, seq)).await?;
-            return Ok(());
+            let shared = self.store.shared();
+            return Ok(self.store.write(move |db| throw_away(db, &shared, seq)).await?);
         };
         let row = Row::of(&job)?;
-        let end = move |db: &rusqlite::Connection| {
-            if !letters::take(db, seq)? {
+        let end = move |db: &Connection| {
+            if letters::take(db, seq)?.is_none() {
                 return Ok(());
             }
             // Mostly it was said before; a replay that nobody announced must find its turn free all the same.
-            ledger::open_again(db, &job)?;
+            deaths::open_again(db, &job)?;
             jobs::put_back(db, &row)
         };
         self.store.write(end).await?;
         tell(&self.store.news().jobs);
         Ok(())
     }
+}
+
+fn throw_away(db: &Connection, shared: &Shared, seq: i64) -> rusqlite::Result<()> {
+    let Some(Ok(job)) = letters::take(db, seq)?.map(|message| Job::from_message(&message)) else {
+        return Ok(());
+    };
+    let complete = deaths::thrown_away(db, shared.membership.token(), &job)?;
+    complete.into_iter().for_each(|batch| shared.completed.push(batch));
+    Ok(())
 }

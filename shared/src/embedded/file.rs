@@ -122,6 +122,15 @@ fn begin(db: &Connection) -> rusqlite::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        batch::Tally,
+        embedded::{
+            counted, deaths, letters, standing,
+            turns::{self, Found},
+        },
+        job::{Image, Job, Source},
+        queue::Reason,
+    };
 
     #[test]
     fn a_file_of_somebody_elses_is_refused_and_left_as_it_was() {
@@ -186,6 +195,51 @@ mod tests {
             Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
         });
         assert_eq!(row.unwrap(), ("{\"rate\": [7, 5]}".into(), "{}".into()));
+    }
+
+    #[test]
+    fn a_file_of_the_second_format_keeps_its_settled_jobs_its_counts_and_its_dead_letters() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let image = |id: &str| Image { id: id.into(), source: Source::Url("http://images.example/".into()) };
+        let models = || vec!["m".to_owned(), "n".to_owned()];
+        let job = |id| Job::new("b".parse().unwrap(), image(id), "p".into(), models());
+        let (done, dead) = (job("done"), Job { attempt: 4, ..job("dead") });
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(&FORMATS[..2].concat()).unwrap();
+        db.execute("INSERT INTO settled (job, at_us) VALUES (?1, 1)", [done.id.to_bytes()]).unwrap();
+        db.execute(
+            "INSERT INTO dead (seq, at_us, batch, reason, job) VALUES (7, 5000000, 'b', 'attempts-exhausted', ?1)",
+            [dead.to_message().unwrap()],
+        )
+        .unwrap();
+        db.execute_batch(
+            "INSERT INTO batches (batch, jobs, results, ended, dead, closed) VALUES ('b', 2, 4, 1, 1, 1);
+             INSERT INTO outcomes VALUES ('b', 'ok', '', 2, ''), ('b', 'dead', 'transient (500)', 2, 'no');
+             INSERT INTO log (at_us, batch, kind, body) VALUES (3000000, 'b', 1, '{}');
+             PRAGMA user_version = 2",
+        )
+        .unwrap();
+        db.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        drop(db);
+
+        let db = open(&path, Use::Write).unwrap();
+        let over = |job: &Job| matches!(turns::look(&db, job.id, job.turn(), None).unwrap(), Found::Over);
+        assert!(over(&done) && over(&dead) && !over(&job("new")));
+        let known = standing::one(&db, "b").unwrap().unwrap();
+        let tally = Tally { ok: 2, dead: 2, ..Tally::default() };
+        assert_eq!((known.jobs, known.expected, known.tally, known.is_complete()), (2, 4, tally, true));
+        assert_eq!(known.opened_at.as_second(), 3);
+        let letters = letters::page(&db, 0, letters::last(&db).unwrap(), 10).unwrap();
+        let [letter] = &letters[..] else { panic!("one letter: {letters:?}") };
+        assert_eq!((letter.seq, letter.death.reason), (7, Reason::AttemptsExhausted));
+        assert_eq!(Job::from_message(&letter.message).unwrap(), dead);
+        // Sent again, its results count as dead no more, and neither does the job.
+        let replayed = Job { replays: 1, attempt: 0, ..dead };
+        assert!(deaths::open_again(&db, &replayed).unwrap() && !over(&replayed));
+        assert_eq!(standing::one(&db, "b").unwrap().unwrap().tally, Tally { ok: 2, ..Tally::default() });
+        let counts = counted::read(&db, Some("b")).unwrap().remove(0);
+        assert_eq!((counts.ended, counts.dead_letters, counts.complete()), (1, 0, false));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
     counts::{self, Moved},
-    letters,
+    deaths, letters,
     log::Entry,
     parking,
     process::now_us,
@@ -186,7 +186,7 @@ fn ledger_and_counts(
         None => Ok(()),
     }?;
     let death = match after {
-        After::Dead(..) => Some(counts::death(*tally, entries, true)?),
+        After::Dead(..) => Some(deaths::of(*tally, entries, true)?),
         _ => None,
     };
     let news = turns::end(db, *job, *turn, end, death.as_deref())?;

@@ -17,7 +17,9 @@ use tokio::time::timeout;
 use super::{
     bill,
     counts::{self, Moved},
+    deaths,
     store::Store,
+    taken,
     turns::{self, Found},
     untold::{self, Told},
 };
@@ -57,7 +59,7 @@ impl Ledger for EmbeddedLedger {
         let (shared, id, turn) = (self.store.shared(), job.id, job.turn());
         let take_up = move |db: &Connection| {
             let own = shared.membership.join(db)?;
-            let (crashed, unsure) = turns::take_up(db, own, id)?;
+            let (crashed, unsure) = taken::take_up(db, own, id)?;
             Ok((turns::look(db, id, turn, None)?, crashed, unsure))
         };
         let (found, crashed, unsure) = untold::write_after(&self.store, id, take_up).await?;
@@ -66,7 +68,7 @@ impl Ledger for EmbeddedLedger {
 
     fn let_go(&self, job: &Job) {
         let (own, id) = (self.store.membership().token(), job.id);
-        self.store.write_unheard(move |db| turns::let_go(db, own, id));
+        self.store.write_unheard(move |db| taken::let_go(db, own, id));
     }
 
     async fn depart(&self, intent: &Intent) -> Result<Known, LedgerError> {
@@ -93,7 +95,10 @@ impl Ledger for EmbeddedLedger {
 
     fn lost(&self, intent: &Intent, then: Lost) {
         let intent = intent.clone();
-        self.store.write_unheard(move |db| bill::note(db, &intent, then));
+        self.store.write_unheard(move |db| {
+            turns::lost(db, &intent)?;
+            bill::note(db, &intent, then)
+        });
     }
 
     fn settled(&self, mark: Mark) {
@@ -104,7 +109,7 @@ impl Ledger for EmbeddedLedger {
         let shared = self.store.shared();
         self.store.write_unheard(move |db| {
             let Mark { job, batch, turn, tally, end } = mark;
-            let death = if end == End::Dead { Some(counts::death(tally, &[], false)?) } else { None };
+            let death = if end == End::Dead { Some(deaths::of(tally, &[], false)?) } else { None };
             if turns::end(db, job, turn, end, death.as_deref())? {
                 let moved = Moved { tally, ..Moved::default() };
                 let complete = counts::moved(db, shared.membership.token(), batch.as_str(), &moved)?;
@@ -116,7 +121,7 @@ impl Ledger for EmbeddedLedger {
 
     async fn reopen(&self, job: &Job) -> Result<bool, LedgerError> {
         let job = job.clone();
-        Ok(self.store.write(move |db| open_again(db, &job)).await?)
+        Ok(self.store.write(move |db| deaths::open_again(db, &job)).await?)
     }
 
     async fn flush(&self) {
@@ -141,13 +146,4 @@ impl Ledger for EmbeddedLedger {
     async fn bill(&self, day: Date) -> Result<Vec<BillLine>, LedgerError> {
         Ok(self.store.read(move |db| bill::lines(db, day)).await?)
     }
-}
-
-/// A dead letter is sent again as `job`: its turn is free, and its death counts no more. Whether that is news.
-pub(super) fn open_again(db: &Connection, job: &Job) -> rusqlite::Result<bool> {
-    let (news, death) = turns::reopen(db, job.id, job.turn())?;
-    if let Some(death) = death {
-        counts::reopened(db, job.batch.as_str(), &death)?;
-    }
-    Ok(news)
 }

@@ -1,7 +1,7 @@
 //! Every statement about dead letters. Each runs within a transaction of its caller's.
 
 use jiff::Timestamp;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::process::now_us;
 use crate::queue::{Death, Reason};
@@ -60,7 +60,9 @@ fn letter(row: &Row<'_>) -> rusqlite::Result<Letter> {
     Ok(Letter { seq: row.get(0)?, death, message: row.get(3)? })
 }
 
-/// Takes a letter away; whether it was still there.
-pub(super) fn take(db: &Connection, seq: i64) -> rusqlite::Result<bool> {
-    Ok(db.prepare_cached("DELETE FROM dead WHERE seq = ?1")?.execute([seq])? > 0)
+/// Takes a letter away; its message, where it was still there.
+pub(super) fn take(db: &Connection, seq: i64) -> rusqlite::Result<Option<Vec<u8>>> {
+    db.prepare_cached("DELETE FROM dead WHERE seq = ?1 RETURNING job")?
+        .query_row([seq], |row| row.get(0))
+        .optional()
 }

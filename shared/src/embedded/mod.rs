@@ -1,8 +1,8 @@
 //! The engine for one machine: queue, limits and ledger in one SQLite file, with no server at all.
 //!
 //! Any number of processes may use the file at once. `store` is the file, `serving` its two threads and `task` what they
-//! do; `file` opens it, `process` knows who else uses it. `jobs`, `lending`, `letters`, `parking`, `log`, `turns`, `bill`,
-//! `kept`, `counts`, `counted`, `standing` and `limits` hold every SQL statement; `queue`, `intake`, `settle`, `dead_letters`,
+//! do; `file` opens it, `process` knows who else uses it. `jobs`, `lending`, `letters`, `parking`, `log`, `turns`, `taken`, `bill`,
+//! `kept`, `counts`, `deaths`, `counted`, `standing` and `limits` hold every SQL statement; `queue`, `intake`, `settle`, `dead_letters`,
 //! `subscriber`, `ledger`, `answers`, `batches` and `limiter` are the seams over them, `untold` is what the ledger keeps in
 //! memory for a moment, and `allowance` is the limiter's arithmetic.
 
@@ -13,9 +13,11 @@ mod bill;
 mod counted;
 mod counts;
 mod dead_letters;
+mod deaths;
 mod file;
 mod intake;
 mod jobs;
+mod json;
 mod kept;
 mod ledger;
 mod lending;
@@ -31,6 +33,7 @@ mod settle;
 mod standing;
 mod store;
 mod subscriber;
+mod taken;
 mod task;
 mod trouble;
 mod turns;

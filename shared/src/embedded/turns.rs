@@ -8,7 +8,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
     bill,
+    json::json,
     process::{is_member, now_us},
+    taken,
     untold::Told,
 };
 use crate::{
@@ -190,6 +192,15 @@ fn take_back(db: &Connection, own: i64, intent: &Intent) -> rusqlite::Result<boo
     Ok(taken > 0)
 }
 
+/// A call was never answered: nobody waits for it any more, also while its maker lives and its time is not over.
+pub(super) fn lost(db: &Connection, intent: &Intent) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "UPDATE turns SET holder = 0, until_us = 0 WHERE job = ?1 AND call = ?2 AND answered = 0",
+    )?
+    .execute([intent.job.to_bytes(), intent.call.to_bytes()])
+    .map(drop)
+}
+
 /// A turn is over. Whether that is news; of a death it is remembered what it counts as, as JSON.
 pub(super) fn end(
     db: &Connection,
@@ -211,67 +222,41 @@ pub(super) fn end(
     db.prepare_cached("DELETE FROM turns WHERE job = ?1 AND turn < ?2")?
         .execute(params![job.to_bytes(), floor])?;
     if end != End::Again {
-        forget_takers(db, job)?;
+        taken::forget(db, job)?;
     }
     Ok(news)
 }
 
-/// A dead letter is sent again as this turn. Whether that is news, and what its death counted as, as JSON.
-pub(super) fn reopen(db: &Connection, job: Id, turn: u64) -> rusqlite::Result<(bool, Option<String>)> {
-    let turn = turn as i64;
-    let known: Option<(i64, Option<String>)> = db
-        .prepare_cached("SELECT floor, dead FROM settled WHERE job = ?1")?
-        .query_row([job.to_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))
+/// A dead letter is sent again as this turn; whether that is news.
+pub(super) fn reopen(db: &Connection, job: Id, turn: u64) -> rusqlite::Result<bool> {
+    let news = db
+        .prepare_cached(
+            "INSERT INTO settled (job, at_us, floor) VALUES (?1, ?2, ?3)
+             ON CONFLICT (job) DO UPDATE SET at_us = excluded.at_us, floor = excluded.floor
+             WHERE settled.floor < excluded.floor",
+        )?
+        .execute(params![job.to_bytes(), now_us() as i64, turn as i64])?
+        > 0;
+    if news {
+        db.prepare_cached("DELETE FROM turns WHERE job = ?1 AND turn < ?2")?
+            .execute(params![job.to_bytes(), turn as i64])?;
+        taken::forget(db, job)?;
+    }
+    Ok(news)
+}
+
+/// What a job's death counted as, as JSON, where its last turn that is over ended so.
+pub(super) fn death(db: &Connection, job: Id) -> rusqlite::Result<Option<String>> {
+    let death = db
+        .prepare_cached("SELECT dead FROM settled WHERE job = ?1")?
+        .query_row([job.to_bytes()], |row| row.get(0))
         .optional()?;
-    let (floor, death) = known.unwrap_or((0, None));
-    if turn < floor || (turn == floor && death.is_none()) {
-        return Ok((false, None));
-    }
-    db.prepare_cached(
-        "INSERT INTO settled (job, at_us, floor) VALUES (?1, ?2, ?3)
-         ON CONFLICT (job) DO UPDATE SET at_us = excluded.at_us, floor = excluded.floor, dead = NULL",
-    )?
-    .execute(params![job.to_bytes(), now_us() as i64, turn])?;
-    db.prepare_cached("DELETE FROM turns WHERE job = ?1 AND turn < ?2")?
-        .execute(params![job.to_bytes(), turn])?;
-    forget_takers(db, job)?;
-    Ok((true, death))
+    Ok(death.flatten())
 }
 
-/// The process `own` has the job in hand; answers how many others had, and died, and how many still may have.
-pub(super) fn take_up(db: &Connection, own: i64, job: Id) -> rusqlite::Result<(u32, u32)> {
-    let mut query = db.prepare_cached("SELECT holder FROM taken WHERE job = ?1 AND holder <> ?2")?;
-    let others = query.query_map(params![job.to_bytes(), own], |row| row.get(0))?;
-    let (mut crashed, mut unsure) = (0, 0);
-    for other in others {
-        let count = if is_member(db, other?)? { &mut unsure } else { &mut crashed };
-        *count += 1;
-    }
-    db.prepare_cached("INSERT OR IGNORE INTO taken (job, holder) VALUES (?1, ?2)")?
-        .execute(params![job.to_bytes(), own])?;
-    Ok((crashed, unsure))
-}
-
-/// The process `own` has done with the job for now.
-pub(super) fn let_go(db: &Connection, own: i64, job: Id) -> rusqlite::Result<()> {
-    db.prepare_cached("DELETE FROM taken WHERE job = ?1 AND holder = ?2")?
-        .execute(params![job.to_bytes(), own])
+/// Keeps what a job's death counts as.
+pub(super) fn remember_death(db: &Connection, job: Id, death: &str) -> rusqlite::Result<()> {
+    db.prepare_cached("UPDATE settled SET dead = ?2 WHERE job = ?1")?
+        .execute(params![job.to_bytes(), death])
         .map(drop)
-}
-
-/// Who died of a job says nothing any more once it is done, given up, or sent again.
-fn forget_takers(db: &Connection, job: Id) -> rusqlite::Result<()> {
-    db.prepare_cached("DELETE FROM taken WHERE job = ?1")?.execute([job.to_bytes()]).map(drop)
-}
-
-/// `value` as JSON, in a file.
-pub(super) fn json<T: serde::Serialize>(value: &T) -> rusqlite::Result<Vec<u8>> {
-    serde_json::to_vec(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
-}
-
-/// What stands in a file as JSON.
-pub(super) fn of_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> rusqlite::Result<T> {
-    serde_json::from_slice(text).map_err(|error| {
-        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
-    })
 }
