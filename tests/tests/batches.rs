@@ -206,3 +206,27 @@ async fn copies_of_a_message_that_one_worker_has_in_hand_at_once_are_paid_for_on
     stage.fleet.page_with(0, "/metrics", page).await;
     assert_eq!(stage.fleet.sandbox.bill().total.charged, 100, "{}", stage.fleet.logs());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_does_not_begin_on_a_paused_batch_and_settles_the_rest_of_a_cancelled_one() {
+    let stage = Stage::one_machine().await;
+    stage.enqueue("spring", 30);
+    let out = stage.fleet.file("out.jsonl", "").with_file_name("results.jsonl");
+    let run = || {
+        let images = stage.fleet.file("again.csv", &stage::rows("spring", 30));
+        let (images, out) = (images.to_str().unwrap().to_owned(), out.to_str().unwrap().to_owned());
+        let line = ["run", &images, "--batch", "spring", "--models", "m", "--provider", "sandbox", "--quiet"];
+        ended(stage.fleet.command(&[&line[..], &["--out", &out]].concat()))
+    };
+    told(stage.batch(&["pause", "spring", "--by", "night watch"]));
+    let (code, _, said) = run();
+    assert!(code == 1 && said.contains("paused by night watch"), "{code} {said}");
+    assert!(said.contains("pixfleet batch resume spring --state"), "{said}");
+    told(stage.batch(&["cancel", "spring", "--by", "wrong folder"]));
+    let (code, report, said) = run();
+    assert!(code == 0 && said.contains("cancelled by wrong folder"), "{code} {report} {said}");
+    assert!(report.contains("batch spring is complete: 30 of 30 results: 0 done"), "{report}");
+    assert!(report.contains("30 cancelled"), "{report}");
+    assert_eq!(stage.calls("spring").await, 0);
+    assert_eq!(std::fs::read_to_string(&out).unwrap().lines().count(), 30);
+}

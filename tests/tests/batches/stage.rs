@@ -52,8 +52,7 @@ impl Stage {
 
     /// `pixfleet enqueue` of so many images of one model; the same name and more images adds to the batch.
     pub(crate) fn enqueue_command(&self, batch: &str, images: usize) -> Command {
-        let rows: String = (0..images).map(|n| format!("i{n},{}\n", url(batch, n))).collect();
-        let manifest = self.fleet.file(&format!("{batch}.csv"), &format!("id,url\n{rows}"));
+        let manifest = self.fleet.file(&format!("{batch}.csv"), &rows(batch, images));
         self.fleet.command(&[
             "enqueue",
             manifest.to_str().unwrap(),
@@ -120,6 +119,11 @@ fn sandbox(faults: Faults) -> Settings {
         faults,
         ..Settings::default()
     }
+}
+
+/// A manifest of a batch's images.
+pub(crate) fn rows(batch: &str, images: usize) -> String {
+    (0..images).fold("id,url\n".to_owned(), |rows, n| rows + &format!("i{n},{}\n", url(batch, n)))
 }
 
 fn url(batch: &str, n: usize) -> String {
