@@ -1,5 +1,6 @@
 -- What became of a call: paid for; free; unsent; untold, where it was not heard whether its intent is recorded, and it may
--- still be on its way; or lost, where nobody will hear its answer any more. What was answered goes on the bill of its day, each call once.
+-- still be on its way; or lost, where nobody will hear its answer any more. What was answered goes on the bill of its day, each
+-- call once.
 --
 -- KEYS  the batch, its dead letters, the job's shard, the call's payload, the batch's part of the day's bill
 -- ARGV  what, job, turn, process, call, number of the word, time to keep (s), tally, what follows, lines of the bill (how many;
