@@ -138,10 +138,10 @@ async fn very_many_letters_are_seen_in_their_order_and_a_look_that_is_torn_loses
         let body = job("b", n).to_message().unwrap();
         let properties = BasicProperties::default().with_delivery_mode(2);
         let options = BasicPublishOptions::default();
-        let _ = channel
-            .basic_publish(DEAD_EXCHANGE.into(), "rejected".into(), options, &body, properties)
-            .await
-            .unwrap();
+        // All confirms are waited for together.
+        let publish =
+            channel.basic_publish(DEAD_EXCHANGE.into(), "rejected".into(), options, &body, properties);
+        drop(publish.await.unwrap());
     }
     channel.wait_for_confirms().await.unwrap();
     let expected: Vec<String> = (0..LETTERS).map(|n| format!("i{n}")).collect();
