@@ -21,7 +21,9 @@ const PAST_THE_HEARTBEAT: Duration = Duration::from_secs(16);
 
 /// Workers die at each of the places in turn, as by `kill -9`; others take over.
 pub(super) async fn killed_at_each_step(plan: Plan) -> Report {
-    let mut stage = Stage::set("killed_at_each_step", plan, Setting::default()).await;
+    // What a dying worker has in hand is parked: with much of that, the jobs would be over before the last place is met.
+    let setting = Setting { concurrency: 4, ..Setting::lasting(plan, 5) };
+    let mut stage = Stage::set("killed_at_each_step", plan, setting).await;
     stage.enqueue().await;
     let mut places: Vec<&str> = OF_A_JOB.to_vec();
     places.shuffle(&mut stage.chance);
