@@ -206,3 +206,37 @@ pub(super) async fn taken_over(plan: Plan) -> Report {
     ));
     stage.end().await
 }
+
+/// A batch is paused, a worker dies with some of it in hand, and the batch goes on.
+pub(super) async fn paused_and_killed(plan: Plan) -> Report {
+    let mut stage = Stage::set("paused_and_killed", plan, Setting::lasting(plan, 6)).await;
+    stage.start_workers();
+    stage.enqueue().await;
+    let moment = stage.moment(0.1..0.3);
+    stage.results(moment).await;
+    stage.strike();
+    told(&stage, &["batch", "pause", BATCH]).await;
+    stage.fleet.kill(0);
+    sleep(Duration::from_secs(2)).await;
+    let calls = stage.fleet.sandbox.bill().total.calls;
+    stage.fleet.start_worker();
+    sleep(Duration::from_secs(2)).await;
+    if stage.fleet.sandbox.bill().total.calls != calls {
+        stage.problems.push("calls of a paused batch left".to_owned());
+    }
+    let batch = BATCH.parse().unwrap();
+    let aside = stage.fleet.queue.parked(&batch).await.unwrap();
+    stage.notes.push(format!("{aside} jobs were set aside"));
+    if aside == 0 {
+        stage.problems.push("nothing was set aside".to_owned());
+    }
+    told(&stage, &["batch", "resume", BATCH]).await;
+    stage.relent();
+    stage.end().await
+}
+
+/// What a `pixfleet` command of the fleet does, or the end of the scenario.
+async fn told(stage: &Stage, arguments: &[&str]) {
+    let done = tokio::process::Command::from(stage.fleet.command(arguments)).output().await.unwrap();
+    assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
