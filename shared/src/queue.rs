@@ -1,8 +1,9 @@
 //! The queue seam: jobs in, deliveries out, each settled exactly once; results to whoever subscribes.
 
-use std::{fmt, time::Duration};
+use std::{fmt, future::ready, time::Duration};
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -105,7 +106,23 @@ pub trait Settle: Send {
     /// # Errors
     /// The delivery is still on the queue and comes again. What was published of it may be out: ids make the
     /// repetition visible.
-    async fn settle(self: Box<Self>, settlement: Settlement) -> Result<(), QueueError>;
+    async fn settle(self: Box<Self>, settlement: Settlement, steps: Steps<'_>) -> Result<(), QueueError>;
+}
+
+/// What is awaited at the steps of an engine that stores what follows from a delivery first, and takes it off the queue then:
+/// a process may die in between. An engine that does both at once awaits none of it.
+pub struct Steps<'a> {
+    /// Before anything of it is stored.
+    pub before: BoxFuture<'a, ()>,
+    /// When all of it is stored, and the delivery is still on the queue.
+    pub stored: BoxFuture<'a, ()>,
+}
+
+impl Steps<'_> {
+    /// Nothing at any step.
+    pub fn none() -> Self {
+        Self { before: Box::pin(ready(())), stored: Box::pin(ready(())) }
+    }
 }
 
 impl Delivery {
@@ -143,7 +160,15 @@ impl Unsettled {
     /// # Errors
     /// As [`complete`](Self::complete).
     pub async fn settle(self, settlement: Settlement) -> Result<(), QueueError> {
-        self.0.settle(settlement).await
+        self.0.settle(settlement, Steps::none()).await
+    }
+
+    /// Ends the delivery as it was decided before, with something to await at the engine's steps.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub async fn settle_by_steps(self, settlement: Settlement, steps: Steps<'_>) -> Result<(), QueueError> {
+        self.0.settle(settlement, steps).await
     }
 
     /// The job is done: its results are durable, then it leaves the queue.
@@ -151,7 +176,7 @@ impl Unsettled {
     /// # Errors
     /// The job will be delivered again; [`QueueError::Unacked`] says that its results are out all the same.
     pub async fn complete(self, results: Vec<ImageResult>) -> Result<(), QueueError> {
-        self.0.settle(Settlement { results, then: Then::Done }).await
+        self.0.settle(Settlement { results, then: Then::Done }, Steps::none()).await
     }
 
     /// An attempt failed: what is answered is published, `job` (with what is missing) comes back after `after`
@@ -166,7 +191,7 @@ impl Unsettled {
         after: Duration,
     ) -> Result<(), QueueError> {
         job.attempt += 1;
-        self.0.settle(Settlement { results, then: Then::Again(Box::new(job), after) }).await
+        self.0.settle(Settlement { results, then: Then::Again(Box::new(job), after) }, Steps::none()).await
     }
 
     /// No call counted: the job comes back after `after`, no attempt spent.
@@ -174,7 +199,12 @@ impl Unsettled {
     /// # Errors
     /// As [`complete`](Self::complete).
     pub async fn release(self, job: Job, after: Duration) -> Result<(), QueueError> {
-        self.0.settle(Settlement { results: Vec::new(), then: Then::Again(Box::new(job), after) }).await
+        self.0
+            .settle(
+                Settlement { results: Vec::new(), then: Then::Again(Box::new(job), after) },
+                Steps::none(),
+            )
+            .await
     }
 
     /// The job will not be tried again by itself: its results (failures among them) are published, and it is
@@ -188,7 +218,7 @@ impl Unsettled {
         results: Vec<ImageResult>,
         reason: Reason,
     ) -> Result<(), QueueError> {
-        self.0.settle(Settlement { results, then: Then::Dead(Box::new(job), reason) }).await
+        self.0.settle(Settlement { results, then: Then::Dead(Box::new(job), reason) }, Steps::none()).await
     }
 }
 

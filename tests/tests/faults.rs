@@ -2,6 +2,8 @@
 //!
 //! `tests/faults` is the same at length.
 
+#![allow(clippy::print_stdout, reason = "the figures of a test that fails are shown with it")]
+
 use pixfleet_tests::faults::{Plan, SCENARIOS, Scenario};
 
 async fn play(name: &str, jobs: usize) {
@@ -59,6 +61,7 @@ played! {
     broken_connections_to_it 400,
     hostile 200,
     taken_over 60,
+    paused_and_killed 300,
     storm 300,
     storm_resent_once 300,
 }

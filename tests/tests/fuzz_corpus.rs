@@ -1,5 +1,7 @@
 //! The fuzzed targets on stable: the kept corpus, and mutations of it from a seed. `fuzz/run` is the same by cargo-fuzz.
 
+#![allow(clippy::unwrap_used, reason = "a corpus that cannot be read fails")]
+
 use std::{
     panic::catch_unwind,
     path::PathBuf,

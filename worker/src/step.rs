@@ -1,6 +1,14 @@
 //! One job's straight line, and the one place that settles it.
 
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
@@ -9,12 +17,15 @@ use pixfleet_shared::{
     batches::Hold,
     failpoint,
     job::Job,
-    ledger::{Answered, End, Intent, Mark},
-    queue::{Delivery, QueueError, Reason, Settlement, Then, Unsettled},
+    ledger::{Answered, End, Intent, Ledger, Mark},
+    queue::{Delivery, QueueError, Reason, Settlement, Steps, Then, Unsettled},
     result::{Call, ImageResult},
     telemetry::{CallLabels, ConnectionLabels, ProviderLabel, ResultLabels, SettleLabel},
 };
-use tokio::{sync::SemaphorePermit, time::Instant};
+use tokio::{
+    sync::SemaphorePermit,
+    time::{Instant, timeout},
+};
 use tracing::{debug, error, info, warn};
 
 use crate::{
@@ -33,6 +44,8 @@ use crate::{
     returned,
 };
 
+/// How long a settlement waits for the ledger, each time.
+const KEPT_WITHIN: Duration = Duration::from_secs(2);
 /// So many 429s in a row send a job back to the queue: others may have better luck.
 const MOST_THROTTLED: usize = 10;
 /// How a delivery was settled: the verb, for metrics and the drain's report.
@@ -380,14 +393,33 @@ async fn settle(crew: &Crew, job: &Job, unsettled: Unsettled, ending: Ending) ->
     let settlement = ending.into_settlement();
     let mark = if over { None } else { mark_of(job, &settlement) };
     let labels: Vec<ResultLabels> = settlement.results.iter().map(labels).collect();
-    let outcome = unsettled.settle(settlement).await;
+    let (ledger, told) = (&crew.engines.ledger, AtomicBool::new(false));
+    let paid = settlement.results.iter().any(|result| result.call.is_some());
+    let steps = Steps {
+        // A result that is out says what its call came to. Were this process to die with that unsaid, the next one would say
+        // of the same call that nobody knows.
+        before: Box::pin(async move {
+            if paid {
+                kept(&**ledger).await;
+            }
+        }),
+        // Once it has left the queue nobody comes back to count it, and its batch would never be complete.
+        stored: Box::pin(async {
+            failpoint::reached("before_settled_mark");
+            if let Some(mark) = mark.clone() {
+                ledger.settled(mark);
+                kept(&**ledger).await;
+                told.store(true, Ordering::Relaxed);
+            }
+        }),
+    };
+    let outcome = unsettled.settle_by_steps(settlement, steps).await;
     if matches!(outcome, Ok(()) | Err(QueueError::Unacked(_))) {
         for label in &labels {
             crew.board.metrics.results.get_or_create(label).inc();
         }
-        failpoint::reached("before_settled_mark");
-        if let Some(mark) = mark {
-            crew.engines.ledger.settled(mark);
+        if let (Some(mark), false) = (mark, told.into_inner()) {
+            ledger.settled(mark);
         }
     }
     match outcome {
@@ -397,6 +429,11 @@ async fn settle(crew: &Crew, job: &Job, unsettled: Unsettled, ending: Ending) ->
             Settled::Lost
         }
     }
+}
+
+/// Waits until the ledger has stored what it was told. Without it, results are published and deliveries acked all the same.
+async fn kept(ledger: &dyn Ledger) {
+    let _ = timeout(KEPT_WITHIN, ledger.flush()).await;
 }
 
 fn labels(result: &ImageResult) -> ResultLabels {

@@ -15,7 +15,7 @@ use crate::{
     batch::Tally,
     job::Job,
     ledger::End,
-    queue::{Death, QueueError, Reason, Settle, Settlement, Then},
+    queue::{Death, QueueError, Reason, Settle, Settlement, Steps, Then},
     result::{Failure, ImageResult, Outcome},
 };
 
@@ -58,7 +58,11 @@ fn settling(seq: i64, job: &Job, settlement: Settlement) -> Result<Settling, Que
 
 #[async_trait]
 impl Settle for EmbeddedSettle {
-    async fn settle(mut self: Box<Self>, settlement: Settlement) -> Result<(), QueueError> {
+    async fn settle(
+        mut self: Box<Self>,
+        settlement: Settlement,
+        _steps: Steps<'_>,
+    ) -> Result<(), QueueError> {
         let Some(job) = self.job.as_ref() else {
             return Ok(());
         };

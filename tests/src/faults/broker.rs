@@ -160,6 +160,8 @@ fn with(mut report: Report, holds: bool, otherwise: &str) -> Report {
 /// The queues of retries and of dead letters are full for a while: what is refused is said again, and nothing is acked early.
 pub(super) async fn queues_full(plan: Plan) -> Report {
     const FULL: &str = r#"{"max-length": 3, "overflow": "reject-publish"}"#;
+    // Not without a bound: RabbitMQ 3.10 goes on to refuse what is said on a channel that it has refused, when the bound is gone.
+    const ROOM: &str = r#"{"max-length": 1000000, "overflow": "reject-publish"}"#;
     let setting = Setting::lasting(plan, 8);
     let faults = Faults { error_500: 0.2, malformed: 0.05, seed: plan.seed, ..Faults::default() };
     let sandbox = Settings { faults, ..setting.sandbox };
@@ -173,7 +175,7 @@ pub(super) async fn queues_full(plan: Plan) -> Report {
     let moment = stage.moment(0.1..0.3);
     stage.results(moment).await;
     sleep(Duration::from_secs(3)).await;
-    told(&["-p", &vhost, "clear_policy", "full"]).await;
+    told(&["-p", &vhost, "set_policy", "full", "^pixfleet\\.(retry|dead)", ROOM]).await;
     stage.relent();
     stage.end().await
 }

@@ -78,6 +78,7 @@ scenarios! {
     api::broken_connections_to_it,
     messages::hostile,
     workers::taken_over,
+    workers::paused_and_killed,
 }
 
 /// Scenarios at the same time: each has half a dozen processes, and the machine may have two cores.

@@ -21,7 +21,9 @@ const PAST_THE_HEARTBEAT: Duration = Duration::from_secs(16);
 
 /// Workers die at each of the places in turn, as by `kill -9`; others take over.
 pub(super) async fn killed_at_each_step(plan: Plan) -> Report {
-    let mut stage = Stage::set("killed_at_each_step", plan, Setting::default()).await;
+    // What a dying worker has in hand is parked: with much of that, the jobs would be over before the last place is met.
+    let setting = Setting { concurrency: 4, ..Setting::lasting(plan, 5) };
+    let mut stage = Stage::set("killed_at_each_step", plan, setting).await;
     stage.enqueue().await;
     let mut places: Vec<&str> = OF_A_JOB.to_vec();
     places.shuffle(&mut stage.chance);
@@ -203,4 +205,38 @@ pub(super) async fn taken_over(plan: Plan) -> Report {
         killed.elapsed().as_secs_f64()
     ));
     stage.end().await
+}
+
+/// A batch is paused, a worker dies with some of it in hand, and the batch goes on.
+pub(super) async fn paused_and_killed(plan: Plan) -> Report {
+    let mut stage = Stage::set("paused_and_killed", plan, Setting::lasting(plan, 6)).await;
+    stage.start_workers();
+    stage.enqueue().await;
+    let moment = stage.moment(0.1..0.3);
+    stage.results(moment).await;
+    stage.strike();
+    told(&stage, &["batch", "pause", BATCH]).await;
+    stage.fleet.kill(0);
+    sleep(Duration::from_secs(2)).await;
+    let calls = stage.fleet.sandbox.bill().total.calls;
+    stage.fleet.start_worker();
+    sleep(Duration::from_secs(2)).await;
+    if stage.fleet.sandbox.bill().total.calls != calls {
+        stage.problems.push("calls of a paused batch left".to_owned());
+    }
+    let batch = BATCH.parse().unwrap();
+    let aside = stage.fleet.queue.parked(&batch).await.unwrap();
+    stage.notes.push(format!("{aside} jobs were set aside"));
+    if aside == 0 {
+        stage.problems.push("nothing was set aside".to_owned());
+    }
+    told(&stage, &["batch", "resume", BATCH]).await;
+    stage.relent();
+    stage.end().await
+}
+
+/// What a `pixfleet` command of the fleet does, or the end of the scenario.
+async fn told(stage: &Stage, arguments: &[&str]) {
+    let done = tokio::process::Command::from(stage.fleet.command(arguments)).output().await.unwrap();
+    assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
 }

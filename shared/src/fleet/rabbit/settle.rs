@@ -22,7 +22,7 @@ use crate::{
     failpoint,
     id::Id,
     job::{Job, Unreadable},
-    queue::{Death, QueueError, Settle, Settlement, Then},
+    queue::{Death, QueueError, Settle, Settlement, Steps, Then},
     result::{Announcement, CLOUD_EVENT_TYPE, ImageResult},
     trace::TraceParent,
 };
@@ -83,13 +83,15 @@ impl RabbitSettle {
 
 #[async_trait]
 impl Settle for RabbitSettle {
-    async fn settle(mut self: Box<Self>, settlement: Settlement) -> Result<(), QueueError> {
+    async fn settle(mut self: Box<Self>, settlement: Settlement, steps: Steps<'_>) -> Result<(), QueueError> {
+        steps.before.await;
         let published = self.publisher.publish(self.messages(settlement)?).await;
         if matches!(published, Err(QueueError::Topology(_))) {
             self.kept = MENDING_PAUSE;
         }
         published?;
         failpoint::reached("after_publish");
+        steps.stored.await;
         let acked = match self.acker.take() {
             Some(acker) => ack(&acker).await,
             None => Ok(()),
