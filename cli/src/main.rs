@@ -21,6 +21,7 @@ mod results;
 mod run;
 mod sandbox;
 mod schemas;
+mod spans;
 mod status;
 mod topology;
 mod words;

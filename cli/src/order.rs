@@ -14,6 +14,8 @@ use pixfleet_shared::{
 };
 use pixfleet_worker::provider::{Provider, definition::Count};
 
+use crate::spans;
+
 /// The manifests, and how they are read.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Rows {
@@ -135,13 +137,7 @@ pub(crate) struct Conditions {
 }
 
 fn deadline(text: &str) -> Result<Timestamp, String> {
-    let span = text.parse::<jiff::SignedDuration>().ok().filter(jiff::SignedDuration::is_positive);
-    // A day is 24 hours here.
-    let days = || {
-        let days: i64 = text.strip_suffix('d')?.trim().parse().ok()?;
-        (1..=3_650).contains(&days).then(|| jiff::SignedDuration::from_hours(24 * days))
-    };
-    let moment = match span.or_else(days) {
+    let moment = match spans::span(text).filter(jiff::SignedDuration::is_positive) {
         Some(span) => Timestamp::now().checked_add(span).ok(),
         None => text.parse().ok(),
     };

@@ -204,7 +204,10 @@ fn tell_ledger(
     match (outcome.is_answered(), charged) {
         (true, true) => ledger.answered(intent, Answered::Paid(ending.settlement())),
         (false, true) => ledger.lost(intent, returned::lost(ending)),
-        (_, false) => ledger.answered(intent, Answered::Free),
+        (true, false) => ledger.answered(intent, Answered::Free),
+        // Before a byte was sent nothing can have happened. An answer that was cut off and costs nothing is one.
+        (false, false) if outcome.answer.is_err() => ledger.answered(intent, Answered::Unsent),
+        (false, false) => ledger.answered(intent, Answered::Free),
     }
 }
 

@@ -1,10 +1,12 @@
 //! Which dead letters are meant.
 
-use jiff::{Span, SpanRelativeTo, Timestamp};
+use jiff::Timestamp;
 use pixfleet_shared::{
     batch::BatchName,
     queue::{DeadLetter, Reason},
 };
+
+use crate::spans;
 
 /// The fewest digits of an id that name a letter.
 const FEWEST_DIGITS: usize = 4;
@@ -77,13 +79,9 @@ fn when(text: &str) -> Result<Timestamp, String> {
     if let Ok(at) = text.parse::<Timestamp>() {
         return Ok(at);
     }
-    // A day is 24 hours here: nobody means the hour that a change of the clock adds.
-    let ago = text.parse::<Span>().ok().filter(|ago| !ago.is_negative());
-    ago.and_then(|ago| ago.to_duration(SpanRelativeTo::days_are_24_hours()).ok())
-        .and_then(|ago| Timestamp::now().checked_sub(ago).ok())
-        .ok_or_else(|| {
-            "give how long ago, like 90s, 2h or `1d 12h`, or a moment, like 2026-11-26T10:00:00Z".to_owned()
-        })
+    spans::span(text).and_then(|ago| Timestamp::now().checked_sub(ago).ok()).ok_or_else(|| {
+        "give how long ago, like 90s, 2h or `1d 12h`, or a moment, like 2026-11-26T10:00:00Z".to_owned()
+    })
 }
 
 /// The first digits of an id.

@@ -1,6 +1,8 @@
 //! Moments as they are said on the command line: a day, a time, or how long ago. Pure.
 
-use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp, civil::Date, tz::TimeZone};
+use jiff::{SignedDuration, Timestamp, civil::Date, tz::TimeZone};
+
+use crate::spans;
 
 /// A moment, or a day.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,10 +25,9 @@ impl std::str::FromStr for When {
         if let Ok(day) = day(text) {
             return Ok(Self::Day(day));
         }
-        let ago = text.parse::<Span>().and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()));
-        match ago {
-            Ok(ago) if !ago.is_negative() => Ok(Self::Ago(ago)),
-            _ => Err("give a day (2026-11-26), a time (2026-11-26T10:00:00Z), or how long ago (12h, 7d)"
+        match spans::span(text) {
+            Some(ago) => Ok(Self::Ago(ago)),
+            None => Err("give a day (2026-11-26), a time (2026-11-26T10:00:00Z), or how long ago (12h, 7d)"
                 .to_owned()),
         }
     }

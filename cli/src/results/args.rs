@@ -9,7 +9,7 @@ use pixfleet_shared::{batch::BatchName, result::Outcome};
 use pixfleet_sinks::Kind;
 
 use super::rows::Format;
-use crate::engine::Choice;
+use crate::{engine::Choice, spans};
 
 /// Reads results: of a batch until it is complete, of the last hours, or from now on.
 ///
@@ -163,8 +163,7 @@ fn outcome(text: &str) -> Result<Outcome, String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let parsed: Option<jiff::SignedDuration> = text.parse().ok();
-    parsed
+    spans::span(text)
         .and_then(|duration| Duration::try_from(duration).ok())
         .ok_or_else(|| "give a time such as 90s, 30m, 2h or `1d 12h`".to_owned())
 }

@@ -8,9 +8,8 @@ redis.call('HSETNX', batch, 'opened_at', string.format('%d%06d', time[1], time[2
 local known = redis.call('HMGET', batch, 'jobs', 'expected')
 redis.call('HSET', batch, 'jobs', text(math.max(tonumber(known[1] or 0), tonumber(ARGV[1]))))
 redis.call('HSET', batch, 'expected', text(math.max(tonumber(known[2] or 0), tonumber(ARGV[2]))))
-if ARGV[3] == '1' then
-  redis.call('HSET', batch, 'closed', '1')
-end
+-- A further enqueue opens it again: what it adds is expected, too.
+redis.call('HSET', batch, 'closed', ARGV[3])
 keep(batch, KEPT)
 uncompleted(batch)
 return {}
