@@ -43,13 +43,15 @@ async fn main() -> Result<()> {
     let mut server = Meter { connection: server.connection().await, before: 0 };
 
     reservations(&engine, &mut server).await?;
-    calls(&engine, &mut server).await?;
+    calls(&engine, &mut server, 0).await?;
     for rate in [10, 100, 400] {
         trips(&engine, rate).await?;
     }
     for of_batch in [1_000, 10_000, 100_000, 1_000_000] {
         settled(&engine, &mut server, of_batch.clamp(jobs.min(100_000), jobs), of_batch).await?;
     }
+    println!("calls in that last batch:");
+    calls(&engine, &mut server, CALLS).await?;
     answers(&engine, &mut server).await
 }
 
@@ -67,9 +69,9 @@ async fn reservations(engine: &Redis, server: &mut Meter) -> Result<()> {
 }
 
 /// Calls that depart, are answered, and are settled, a phase at a time: what each takes.
-async fn calls(engine: &Redis, server: &mut Meter) -> Result<()> {
+async fn calls(engine: &Redis, server: &mut Meter, from: usize) -> Result<()> {
     let ledger = engine.ledger();
-    let jobs: Vec<Job> = (0..CALLS).map(numbered).collect();
+    let jobs: Vec<Job> = (from..from + CALLS).map(numbered).collect();
     server.begin().await?;
     for some in jobs.chunks(AT_ONCE) {
         let known = try_join_all(some.iter().map(|job| async { ledger.depart(&intent(job)).await })).await?;
@@ -101,7 +103,7 @@ async fn trips(engine: &Redis, rate: u32) -> Result<()> {
     let mut calls = Vec::new();
     for n in 0..rate * 5 {
         ticks.tick().await;
-        let (ledger, job) = (ledger.clone(), numbered(CALLS * rate as usize + n as usize));
+        let (ledger, job) = (ledger.clone(), numbered((rate as usize) << 32 | n as usize));
         calls.push(tokio::spawn(async move {
             ledger.depart(&intent(&job)).await?;
             sleep(Duration::from_millis(30)).await;
@@ -152,8 +154,8 @@ async fn answers(engine: &Redis, server: &mut Meter) -> Result<()> {
 }
 
 fn numbered(n: usize) -> Job {
-    let name = format!("{BATCH}-{n}");
-    Job { id: Id::of(&[name.as_bytes()]), batch: BATCH.parse().expect("a batch name"), ..job(BATCH, 0) }
+    let id = Id::of(&[b"numbered", &n.to_be_bytes()]);
+    Job { id, batch: format!("{BATCH}-00000").parse().expect("a batch name"), ..job(BATCH, 0) }
 }
 
 fn one() -> Tally {

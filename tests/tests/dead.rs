@@ -48,6 +48,7 @@ on_both!(
     one_is_shown_by_the_first_digits_of_its_id,
     a_replay_is_priced_first_and_needs_a_yes,
     a_replayed_job_is_answered_and_its_letter_is_gone,
+    a_replay_sends_all_in_one_go,
     a_replay_that_is_killed_is_run_again_and_each_call_is_paid_for_once,
     only_what_is_meant_is_thrown_away,
     an_export_holds_everything_and_takes_nothing,
@@ -209,6 +210,20 @@ async fn a_replayed_job_is_answered_and_its_letter_is_gone(mut fleet: Fleet) {
         assert_eq!(outcomes, expected, "{image} {model}");
     }
     assert_eq!(listed(&fleet), ["i3"]);
+}
+
+async fn a_replay_sends_all_in_one_go(fleet: Fleet) {
+    let jobs: Vec<Job> = (0..150).map(|n| job("b", n, &["m"])).collect();
+    bury(&fleet, &jobs, Reason::AttemptsExhausted, "transient").await;
+    let report = json(&done(&fleet, "dead replay --yes --json"));
+    assert_eq!((&report[0]["jobs"], &report[0]["replayed"]), (&150.into(), &150.into()));
+    assert!(listed(&fleet).is_empty());
+    let mut intake = intake(&fleet).await;
+    for _ in 0..150 {
+        let (job, unsettled) = timeout(PATIENCE, intake.next()).await.expect("a job").unwrap().split();
+        assert_eq!((job.replays, job.attempt), (1, 0));
+        unsettled.complete(Vec::new()).await.unwrap();
+    }
 }
 
 async fn a_replay_that_is_killed_is_run_again_and_each_call_is_paid_for_once(mut fleet: Fleet) {

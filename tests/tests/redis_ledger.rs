@@ -20,7 +20,7 @@ use pixfleet_tests::{
         process::{Process, until},
     },
     fault_proxy::{Fault, FaultProxy},
-    private_redis::PrivateRedis,
+    private_redis::{PrivateRedis, connection},
     redis_fleet::{PATIENCE, config, fleet, processes},
     redis_sets::{Cluster, Sentinels, master_and_replica},
     servers::{fresh_name, redis_url},
@@ -52,6 +52,10 @@ async fn a_cluster_keeps_all_of_it() {
     pixfleet_tests::ledger_conforms!(in turn three());
     pixfleet_tests::answers_conform!(in turn three());
     pixfleet_tests::batches_conform!(in turn three());
+    let fleet = three().await;
+    cluster.each("SCRIPT FLUSH").await;
+    let name = fresh_name("forgotten");
+    conformance::ledger::whatever_is_said_in_whatever_order_keeps_the_promises(&name, fleet).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -170,6 +174,43 @@ async fn a_question_that_nobody_waits_for_leaves_no_intent_and_no_claim() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_intent_that_arrives_after_it_was_taken_back_is_not_recorded() {
+    macro_rules! script {
+        ($file:literal) => {
+            redis::Script::new(concat!(
+                include_str!("../../shared/src/fleet/redis/state.lua"),
+                include_str!(concat!("../../shared/src/fleet/redis/", $file))
+            ))
+        };
+    }
+    let (depart, answered) = (script!("depart.lua"), script!("answered.lua"));
+    let connection = connection(&redis_url()).await;
+    let [batch, dead, shard, payload, bill] =
+        ["", "d", "j", "c", "bill"].map(|part| format!("{{late}}{part}"));
+    let departs = async |number: u64| {
+        let mut script = depart.key(&[&batch, &dead, &shard, &payload]);
+        script.arg("job").arg(0).arg("process").arg("call").arg(number).arg(60_000).arg(60).arg("{}");
+        script.invoke_async::<Vec<String>>(&mut connection.clone()).await.unwrap().remove(0)
+    };
+    assert_eq!(departs(1).await, "clear");
+    let mut taken_back = answered.key(&[&batch, &dead, &shard, &payload, &bill]);
+    taken_back
+        .arg("untold")
+        .arg("job")
+        .arg(0)
+        .arg("process")
+        .arg("call")
+        .arg(3)
+        .arg(60)
+        .arg("")
+        .arg("")
+        .arg(0);
+    taken_back.invoke_async::<()>(&mut connection.clone()).await.unwrap();
+    assert_eq!(departs(2).await, "over", "it comes late");
+    assert_eq!(departs(4).await, "clear", "it was said later");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn words_share_round_trips() {
     let (config, name) = (config(&redis_url()), fresh_name("trips"));
     let engine = fleet(&config, 1).await.remove(0);
@@ -268,6 +309,23 @@ async fn what_was_done_though_its_answer_was_lost_is_done_once() {
         // The question was not heard, so the call did not leave, and stands in nobody's way.
         assert_eq!(other.ledger().depart(&intent(&job(&said.name, 4))).await.unwrap(), Known::Clear);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_was_completed_by_a_word_whose_answer_was_lost_is_said_to_be_complete() {
+    let server = PrivateRedis::start(&[]).await;
+    let proxy = FaultProxy::start(server.port()).await;
+    let url = format!("redis://127.0.0.1:{}/0", proxy.port());
+    let engine = &fleet(&Config { response_timeout_ms: 200, ..config(&url) }, 1).await[0];
+    let job = job(&fresh_name("unheard"), 1);
+    let expected = Expected { batch: job.batch.clone(), jobs: 1, results: 1, closed: true };
+    engine.batches().expect(&expected).await.unwrap();
+    proxy.set(Fault::Mute);
+    engine.ledger().settled(mark(&job, End::Done));
+    assert!(engine.batches().progress(&job.batch).await.is_err());
+    proxy.set(Fault::None);
+    let complete = timeout(PATIENCE, engine.batches().complete()).await.expect("it is heard of");
+    assert_eq!((complete.batch, complete.tally), (job.batch, OK));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -73,7 +73,8 @@ pub(crate) async fn serve<C: Condition>(
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             Some(_) = connections.tasks.join_next() => {}
-            accepted = listener.accept() => match accepted {
+            // The oldest was told to go: it has to be gone before the next one comes.
+            accepted = listener.accept(), if connections.tasks.len() <= MOST => match accepted {
                 Ok((stream, _)) => connections.take(talk(stream, pages.clone())),
                 Err(error) if is_over(&error) => {}
                 Err(_) => sleep(PAUSE).await,
@@ -90,15 +91,15 @@ struct Connections {
 }
 
 impl Connections {
-    /// One more; the oldest makes room for it.
+    /// One more; where it is too many, the oldest makes room for it.
     fn take(&mut self, talk: impl Future<Output = ()> + Send + 'static) {
+        self.handles.push_back(self.tasks.spawn(talk));
         self.handles.retain(|handle| !handle.is_finished());
-        while self.handles.len() >= MOST
+        if self.handles.len() > MOST
             && let Some(oldest) = self.handles.pop_front()
         {
             oldest.abort();
         }
-        self.handles.push_back(self.tasks.spawn(talk));
     }
 }
 

@@ -28,6 +28,7 @@ macro_rules! queue_conforms {
             looking_through_the_dead_letters_leaves_them_in_their_order,
             a_replayed_dead_letter_is_a_job_again,
             a_purged_dead_letter_is_gone_and_the_others_stay,
+            a_look_sees_every_letter_while_others_are_ended,
             a_look_ends_with_the_letters_that_it_began_with,
             jobs_that_are_set_aside_come_back_when_their_batch_goes_on,
             a_batch_can_be_paused_again,

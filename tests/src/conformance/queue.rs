@@ -337,6 +337,29 @@ pub async fn a_purged_dead_letter_is_gone_and_the_others_stay(queue: Arc<dyn Que
     assert_eq!(buried(&queue).await, ["i1", "i2"]);
 }
 
+/// One look sees every letter, whatever becomes of those before it.
+pub async fn a_look_sees_every_letter_while_others_are_ended(queue: Arc<dyn Queue>) {
+    let mut intake = lend(&queue).await;
+    for n in 0..80 {
+        bury(&queue, &mut intake, job("b", n)).await;
+    }
+    let mut letters = look(&queue).await;
+    let mut number = 0;
+    while let Some(letter) = seen(&mut letters).await {
+        assert_eq!(letter.job.as_ref().unwrap().image.id, format!("i{number}"));
+        if number % 4 != 0 {
+            letter.purge().await.unwrap();
+            // The server has heard of it, and had its time to send more.
+            queue.parked(&"b".parse().unwrap()).await.unwrap();
+        }
+        number += 1;
+    }
+    letters.close().await;
+    assert_eq!(number, 80);
+    let left: Vec<String> = (0..80).step_by(4).map(|n| format!("i{n}")).collect();
+    assert_eq!(buried(&queue).await, left);
+}
+
 /// A look shows what there was when it began: what dies meanwhile is for the next one.
 pub async fn a_look_ends_with_the_letters_that_it_began_with(queue: Arc<dyn Queue>) {
     let mut intake = lend(&queue).await;

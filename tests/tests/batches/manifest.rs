@@ -90,3 +90,36 @@ async fn a_result_that_the_log_has_lost_is_missed_and_named() {
     }
     assert!(said.contains("ok: 21 lines in the log, 24 counted by the fleet"), "{said}");
 }
+
+/// Dead letters that are sent again count as what came of them; their first results are in the log, too.
+async fn a_replayed_dead_letter_counts_as_its_last_word(mut stage: Stage) {
+    stage.enqueue("spring", 50);
+    stage.start_workers(1);
+    stage.shown_when("spring", |shown| shown["complete"] == true).await;
+    let before = json(manifest(&stage, &["--json"]));
+    let dead = before["counts"]["dead"].as_u64().unwrap();
+    assert!(dead > 5 && before["ok"] == true, "{before}");
+    told(stage.fleet.command(&["dead", "replay", "--batch", "spring", "--yes"]));
+    stage
+        .shown_when("spring", |shown| {
+            shown["complete"] == true && shown["tally"]["ok"].as_u64() > Some(50 - dead)
+        })
+        .await;
+    let out = stage.fleet.file("closed.jsonl", "");
+    let (code, said, told) = ended(manifest(&stage, &["--json", "--out", out.to_str().unwrap()]));
+    assert_eq!(code, 0, "{said}{told}");
+    let after: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&after["lines"], &after["counts"]), (&50.into(), &after["tally"]), "{after}");
+    assert!(after["counts"]["ok"].as_u64() > before["counts"]["ok"].as_u64(), "{before} {after}");
+    assert_eq!(std::fs::read_to_string(&out).unwrap().lines().count(), 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_of_a_fleet_that_is_sent_again_counts_as_its_last_word() {
+    a_replayed_dead_letter_counts_as_its_last_word(Stage::of_failures(true).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_of_a_state_file_that_is_sent_again_counts_as_its_last_word() {
+    a_replayed_dead_letter_counts_as_its_last_word(Stage::of_failures(false).await).await;
+}

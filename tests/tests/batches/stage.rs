@@ -28,6 +28,17 @@ impl Stage {
         Self { fleet: Fleet::on_one_machine(sandbox(Faults::default()), PROVIDER, "").await }
     }
 
+    /// Where a third of the calls fail, and each job's first failure is its last.
+    pub(crate) async fn of_failures(servers: bool) -> Self {
+        let faults = Faults { error_500: 0.3, seed: 11, ..Faults::default() };
+        let provider = format!("{PROVIDER}\nretry = {{ attempts = 1 }}");
+        let fleet = match servers {
+            true => Fleet::start(sandbox(faults), &provider, "").await,
+            false => Fleet::on_one_machine(sandbox(faults), &provider, "").await,
+        };
+        Self { fleet }
+    }
+
     pub(crate) fn start_workers(&mut self, count: usize) {
         for _ in 0..count {
             self.fleet.start_worker();
@@ -41,8 +52,7 @@ impl Stage {
 
     /// `pixfleet enqueue` of so many images of one model; the same name and more images adds to the batch.
     pub(crate) fn enqueue_command(&self, batch: &str, images: usize) -> Command {
-        let rows: String = (0..images).map(|n| format!("i{n},{}\n", url(batch, n))).collect();
-        let manifest = self.fleet.file(&format!("{batch}.csv"), &format!("id,url\n{rows}"));
+        let manifest = self.fleet.file(&format!("{batch}.csv"), &rows(batch, images));
         self.fleet.command(&[
             "enqueue",
             manifest.to_str().unwrap(),
@@ -109,6 +119,11 @@ fn sandbox(faults: Faults) -> Settings {
         faults,
         ..Settings::default()
     }
+}
+
+/// A manifest of a batch's images.
+pub(crate) fn rows(batch: &str, images: usize) -> String {
+    (0..images).fold("id,url\n".to_owned(), |rows, n| rows + &format!("i{n},{}\n", url(batch, n)))
 }
 
 fn url(batch: &str, n: usize) -> String {

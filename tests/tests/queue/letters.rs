@@ -149,7 +149,9 @@ async fn very_many_letters_are_seen_in_their_order_and_a_look_that_is_torn_loses
         all(queue).await.into_iter().map(|letter| letter.job.unwrap().image.id).collect()
     };
     assert!(images(&*queue).await == expected, "the first look finds them in another order");
-    assert!(images(&*queue).await == expected, "a look changes their order");
+    for _ in 0..3 {
+        assert!(images(&*queue).await == expected, "a look changes their order");
+    }
     // Another process looks, sees most of them, and dies.
     let torn = RabbitQueue::connect(Config { url, ..Config::default() }).await.unwrap();
     let mut look = torn.dead_letters().await.unwrap();

@@ -4,8 +4,10 @@
 //! until the look is closed, while its bytes are let go of here. Consumers are sent one window of letters each, and
 //! what a window may hold follows from how large the letters of the last one were.
 
+mod giving_back;
+
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -15,7 +17,7 @@ use futures_util::StreamExt;
 use lapin::{
     Acker, Channel, Consumer,
     message::Delivery as Message,
-    options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
+    options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
     types::FieldTable,
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -44,7 +46,7 @@ const WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 const SILENCE: Duration = Duration::from_secs(2);
 /// As long is another look waited for, and until letters that were given back are there again.
 const PATIENCE: Duration = Duration::from_secs(5);
-const ASK_AGAIN: Duration = Duration::from_millis(50);
+const ASK_AGAIN: Duration = Duration::from_millis(10);
 
 pub(super) struct RabbitDeadLetters {
     up: Up,
@@ -52,6 +54,10 @@ pub(super) struct RabbitDeadLetters {
     publisher: Publisher,
     window: Option<Window>,
     windows: u32,
+    /// How many letters the next window may hold.
+    size: u16,
+    /// Received, and not seen yet.
+    ahead: VecDeque<Message>,
     /// Of those that there were when the look began: the ones not received yet.
     left: u64,
     last_tag: u64,
@@ -68,6 +74,14 @@ struct Window {
     bytes: u64,
 }
 
+impl Window {
+    fn next_size(&self) -> u16 {
+        let mean = (self.bytes / u64::from(self.received.max(1))).max(1);
+        let fitting = (WINDOW_BYTES / mean).clamp(FIRST_WINDOW.into(), LARGEST_WINDOW.into());
+        u16::try_from(fitting).unwrap_or(LARGEST_WINDOW)
+    }
+}
+
 /// Begins a look.
 ///
 /// # Errors
@@ -75,8 +89,18 @@ struct Window {
 pub(super) async fn open(up: Up, publisher: Publisher) -> Result<RabbitDeadLetters, QueueError> {
     let left = unwatched(&up).await?;
     let channel = Arc::new(bounded(up.connection.create_channel()).await?);
-    let ended = Arc::default();
-    Ok(RabbitDeadLetters { up, channel, publisher, window: None, windows: 0, left, last_tag: 0, ended })
+    Ok(RabbitDeadLetters {
+        up,
+        channel,
+        publisher,
+        window: None,
+        windows: 0,
+        size: FIRST_WINDOW,
+        ahead: VecDeque::new(),
+        left,
+        last_tag: 0,
+        ended: Ended::default(),
+    })
 }
 
 /// How many letters there are, once nobody else holds some of them.
@@ -104,15 +128,24 @@ impl RabbitDeadLetters {
     async fn message(&mut self) -> Result<Option<Message>, QueueError> {
         let begun = Instant::now();
         loop {
+            if let Some(message) = self.ahead.pop_front() {
+                return Ok(Some(message));
+            }
             let window = match self.window.take() {
                 Some(window) if window.received < window.size => window,
-                spent => self.next_window(spent).await?,
+                Some(spent) => {
+                    self.size = spent.next_size();
+                    self.end(spent).await?;
+                    continue;
+                }
+                None => self.begin().await?,
             };
             let window = self.window.insert(window);
             match timeout(SILENCE, window.consumer.next()).await {
                 Ok(Some(Ok(message))) => {
                     window.received += 1;
                     window.bytes += message.data.len() as u64;
+                    self.last_tag = message.delivery_tag;
                     return Ok(Some(message));
                 }
                 Ok(Some(Err(error))) => return Err(away(error)),
@@ -131,15 +164,8 @@ impl RabbitDeadLetters {
     }
 
     /// A prefetch bounds what one consumer holds unacked: the next window is the next consumer's.
-    async fn next_window(&mut self, spent: Option<Window>) -> Result<Window, QueueError> {
-        let mut size = FIRST_WINDOW;
-        if let Some(spent) = &spent {
-            let mean = (spent.bytes / u64::from(spent.received.max(1))).max(1);
-            let fitting = (WINDOW_BYTES / mean).clamp(FIRST_WINDOW.into(), LARGEST_WINDOW.into());
-            size = u16::try_from(fitting).unwrap_or(LARGEST_WINDOW);
-            self.cancel(spent).await?;
-        }
-        size = size.min(u16::try_from(self.left).unwrap_or(u16::MAX)).max(1);
+    async fn begin(&mut self) -> Result<Window, QueueError> {
+        let size = self.size.min(u16::try_from(self.left).unwrap_or(u16::MAX)).max(1);
         self.windows += 1;
         // The broker goes through them in the order of their names.
         let tag = format!("dead.{:08}", self.windows);
@@ -150,46 +176,15 @@ impl RabbitDeadLetters {
         Ok(Window { consumer: bounded(consumer).await?, size, received: 0, bytes: 0 })
     }
 
-    async fn cancel(&self, window: &Window) -> Result<(), QueueError> {
-        bounded(self.channel.basic_cancel(window.consumer.tag(), BasicCancelOptions::default())).await
-    }
-
-    /// Gives everything back in its order, and waits (bounded) until it is there: the next look begins by counting.
-    async fn give_back(&mut self) -> Result<(), QueueError> {
-        if let Some(mut window) = self.window.take() {
-            self.cancel(&window).await?;
-            // What was sent already comes first, then the end.
-            while let Ok(Some(Ok(message))) = timeout(SILENCE, window.consumer.next()).await {
-                self.last_tag = message.delivery_tag;
-            }
-        }
-        let kept = self.kept();
-        for last in handfuls(&kept) {
-            let handful = BasicNackOptions { multiple: true, requeue: true };
-            bounded(self.channel.basic_nack(last, handful)).await?;
-        }
-        bounded(self.channel.close(200, "seen".into())).await?;
-        let begun = Instant::now();
-        while begun.elapsed() < PATIENCE {
-            match depth(&self.up.connection, DEAD_QUEUE).await? {
-                Some(depth) if (depth.ready as usize) < kept.len() => sleep(ASK_AGAIN).await,
-                _ => break,
-            }
+    /// Ends a window. For each letter that was ended meanwhile the broker has sent one more: they come next.
+    async fn end(&mut self, mut window: Window) -> Result<(), QueueError> {
+        bounded(self.channel.basic_cancel(window.consumer.tag(), BasicCancelOptions::default())).await?;
+        while let Ok(Some(Ok(message))) = timeout(SILENCE, window.consumer.next()).await {
+            self.last_tag = message.delivery_tag;
+            self.ahead.push_back(message);
         }
         Ok(())
     }
-
-    /// The tags of the letters that were seen and not ended.
-    fn kept(&self) -> Vec<u64> {
-        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        (1..=self.last_tag).filter(|tag| !ended.contains(tag)).collect()
-    }
-}
-
-/// The last tag of each handful. The broker (3.10) gives back what it is told of at once in the order of a hash map, which
-/// is the right one up to 32 messages.
-fn handfuls(kept: &[u64]) -> impl Iterator<Item = u64> {
-    kept.chunks(32).filter_map(|handful| handful.last().copied())
 }
 
 #[async_trait]
@@ -203,7 +198,6 @@ impl DeadLetters for RabbitDeadLetters {
             return Ok(None);
         };
         self.left -= 1;
-        self.last_tag = message.delivery_tag;
         let death = deaths::read(&message);
         let job = Job::from_message(&message.data).map_err(|_| message.data);
         let buried = RabbitBuried {

@@ -1,4 +1,6 @@
--- What became of a call: paid for, free, unsent, or lost: nobody will hear its answer any more. What was answered goes on the bill of its day, each call once.
+-- What became of a call: paid for; free; unsent; untold, where it was not heard whether its intent is recorded, and it may
+-- still be on its way; or lost, where nobody will hear its answer any more. What was answered goes on the bill of its day, each
+-- call once.
 --
 -- KEYS  the batch, its dead letters, the job's shard, the call's payload, the batch's part of the day's bill
 -- ARGV  what, job, turn, process, call, number of the word, time to keep (s), tally, what follows, lines of the bill (how many;
@@ -29,7 +31,11 @@ elseif what == 'lost' then
 elseif state.kind == 'O' and state.turn == turn and state.token == token and state.call == call and state.n <= n then
   write_floor(shard, id, ttl, state.floor)
   redis.call('DEL', payload)
+  state.kind, state.turn = nil, nil
   news = what == 'free'
+end
+if what == 'untold' and turn >= state.floor and (not state.kind or state.kind == 'U') then
+  write(shard, id, ttl, string.format('%.0f U %s %.0f', state.floor, token, n))
 end
 
 if news then

@@ -36,7 +36,7 @@ struct Unsaid<'a> {
 impl Drop for Unsaid<'_> {
     fn drop(&mut self) {
         if let Some(intent) = self.intent {
-            self.ledger.tell_answered(intent, &Answered::Unsent);
+            self.ledger.tell(self.ledger.became("untold", intent).arg("").arg("").arg(0));
         }
     }
 }

@@ -7,6 +7,10 @@ local batch, dead, shard, payload = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, turn, token, call, n = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local ttl = tonumber(ARGV[7])
 local state = read(shard, id)
+if state.kind == 'U' and state.token == token and tonumber(n) <= state.n then
+  -- It was on its way for so long that whoever said it has taken it back.
+  return {'over'}
+end
 -- The same call, said again while it waits for its moment; one that is lost has left.
 local own = state.kind == 'O' and state.turn == turn and state.token == token and state.call == call and state.ends > 0
 if not own or turn < state.floor then

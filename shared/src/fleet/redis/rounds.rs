@@ -159,11 +159,22 @@ impl Rounds {
                 }
             }
         }
+        if !words.is_empty() {
+            self.say(words, lives == 1).await;
+        }
+        (self.due, self.is_asked) = (None, false);
+        for handed in std::mem::take(&mut self.queue) {
+            self.queue_up(handed);
+        }
+    }
+
+    /// Says words, the first of them that the process lives where it `lives`, and keeps what has to be said again.
+    async fn say(&mut self, words: Vec<Word>, lives: bool) {
         let began = Instant::now();
         let (answers, why, trips) = round(&self.link, &words).await;
         self.shared.trips.fetch_add(trips, Ordering::Relaxed);
         let mut answered = words.into_iter().zip(answers);
-        if lives == 1 && matches!(answered.next(), Some((_, Answer::Heard(_)))) {
+        if lives && matches!(answered.next(), Some((_, Answer::Heard(_)))) {
             self.lived = Some(began);
         }
         let kept: Vec<Word> =
@@ -171,10 +182,6 @@ impl Rounds {
         self.note(why);
         for word in kept.into_iter().rev() {
             self.queue.push_front(Handed::Word(Box::new(word)));
-        }
-        (self.due, self.is_asked) = (None, false);
-        for handed in std::mem::take(&mut self.queue) {
-            self.queue_up(handed);
         }
     }
 

@@ -1,12 +1,14 @@
 -- What is known of a job, and how it counts: the part that the scripts of the ledger share. It stands in front of each.
 --
 -- A job's state is a field of a hash, under the 16 bytes of its id:
---   0                                         the job is done: all of its turns are over
---   <floor>                                   turns below are over
---   <floor> O <turn> <token> <until> <call> <n>   a call is under way: who makes it, until when (seconds; 0: it is lost), its id, its number
+--   0                                             the job is done: all of its turns are over
+--   <floor>                                       turns below are over
+--   <floor> O <turn> <token> <until> <call> <n>   a call is under way: who makes it, until when (in seconds; 0: it is lost), its
+--                                                 id, the number of the word that said so
 --   <floor> A <turn> <call> <tally>               a call was answered and paid for, and is not yet settled
---   <floor> D                                 the job is a dead letter; what it counts as is in the batch's hash of those,
---                                             which is kept longer than states are
+--   <floor> U <token> <n>                         words of this process, up to this number, were not heard, and must not be done late
+--   <floor> D                                     the job is a dead letter; what it counts as is in the batch's hash of those,
+--                                                 which is kept longer than states are
 -- Batches, dead letters and bills are kept for so many seconds without use: KEPT_DAYS of bill.rs.
 local KEPT = 400 * 86400
 local KINDS = {'ok', 'cached', 'rejected', 'dead', 'cancelled', 'ambiguous'}
@@ -37,6 +39,8 @@ local function read(shard, id)
   if state.kind == 'O' then
     state.turn, state.token, state.ends, state.call, state.n =
       tonumber(words[3]), words[4], tonumber(words[5]), words[6], tonumber(words[7])
+  elseif state.kind == 'U' then
+    state.token, state.n = words[3], tonumber(words[4])
   elseif state.kind == 'A' then
     state.turn, state.call, state.tally = tonumber(words[3]), words[4], words[5]
   end
