@@ -197,6 +197,10 @@ pub trait Ledger: Send + Sync + 'static {
     /// Says what became of a call. Returns at once; told within milliseconds, as soon as the ledger can be reached.
     fn answered(&self, intent: &Intent, answered: Answered);
 
+    /// Waits until what was said of the job's turn is stored, and answers whether it still stands: nobody has ended the turn
+    /// meanwhile, or gone on to the next. A process that stood still for long comes too late.
+    async fn stands(&self, job: &Job) -> Result<bool, LedgerError>;
+
     /// A call was never answered: it is listed, with what was decided, and nobody who meets it waits for it. Returns at once, as
     /// [`answered`](Self::answered).
     fn lost(&self, intent: &Intent, then: Lost);

@@ -112,8 +112,8 @@ pub trait Settle: Send {
 /// What is awaited at the steps of an engine that stores what follows from a delivery first, and takes it off the queue then:
 /// a process may die in between. An engine that does both at once awaits none of it.
 pub struct Steps<'a> {
-    /// Before anything of it is stored.
-    pub before: BoxFuture<'a, ()>,
+    /// Before anything of it is stored: whether it still may be. What somebody else has ended meanwhile only leaves the queue.
+    pub before: BoxFuture<'a, bool>,
     /// When all of it is stored, and the delivery is still on the queue.
     pub stored: BoxFuture<'a, ()>,
 }
@@ -121,7 +121,7 @@ pub struct Steps<'a> {
 impl Steps<'_> {
     /// Nothing at any step.
     pub fn none() -> Self {
-        Self { before: Box::pin(ready(())), stored: Box::pin(ready(())) }
+        Self { before: Box::pin(ready(true)), stored: Box::pin(ready(())) }
     }
 }
 

@@ -401,11 +401,7 @@ async fn settle(crew: &Crew, job: &Job, unsettled: Unsettled, ending: Ending) ->
     let steps = Steps {
         // A result that is out says what its call came to. Were this process to die with that unsaid, the next one would say
         // of the same call that nobody knows.
-        before: Box::pin(async move {
-            if paid {
-                kept(&**ledger).await;
-            }
-        }),
+        before: Box::pin(async move { !paid || stands(&**ledger, job).await }),
         // Once it has left the queue nobody comes back to count it, and its batch would never be complete.
         stored: Box::pin(async {
             failpoint::reached("before_settled_mark");
@@ -432,6 +428,17 @@ async fn settle(crew: &Crew, job: &Job, unsettled: Unsettled, ending: Ending) ->
             Settled::Lost
         }
     }
+}
+
+/// Whether what came of a job's call still counts. Without the ledger it does.
+async fn stands(ledger: &dyn Ledger, job: &Job) -> bool {
+    let stands = !matches!(timeout(KEPT_WITHIN, ledger.stands(job)).await, Ok(Ok(false)));
+    if !stands {
+        warn!(
+            "this worker stood still, and meanwhile somebody else has ended the job: its answer comes too late"
+        );
+    }
+    stands
 }
 
 /// Waits until the ledger has stored what it was told. Without it, results are published and deliveries acked all the same.

@@ -93,6 +93,12 @@ impl Ledger for EmbeddedLedger {
         }
     }
 
+    async fn stands(&self, job: &Job) -> Result<bool, LedgerError> {
+        let (id, turn) = (job.id, job.turn());
+        let look = move |db: &Connection| turns::look(db, id, turn, None);
+        Ok(!matches!(untold::write_after(&self.store, id, look).await?, turns::Found::Over))
+    }
+
     fn lost(&self, intent: &Intent, then: Lost) {
         let intent = intent.clone();
         self.store.write_unheard(move |db| {

@@ -222,9 +222,12 @@ pub async fn a_call_whose_maker_died_is_unanswered(test: &str, mut fleet: Vec<Pr
     .await;
     assert_eq!(unanswered, said);
     assert_eq!(departs(&fleet[1], &job).await, Known::Unanswered(Box::new(said.clone())));
+    assert!(fleet[1].ledger.stands(&job).await.unwrap());
     fleet[0].ledger.lost(&said, Lost::Resent);
     fleet[0].ledger.settled(mark_of(&job, End::Again, Tally::default()));
     fleet[0].ledger.flush().await;
+    assert!(!fleet[1].ledger.stands(&job).await.unwrap(), "whoever made it comes too late");
+    assert!(fleet[1].ledger.stands(&next(&job)).await.unwrap());
     assert_eq!(departs(&fleet[1], &job).await, Known::Over);
     assert_eq!(departs(&fleet[1], &next(&job)).await, Known::Clear);
 }

@@ -84,14 +84,15 @@ impl RabbitSettle {
 #[async_trait]
 impl Settle for RabbitSettle {
     async fn settle(mut self: Box<Self>, settlement: Settlement, steps: Steps<'_>) -> Result<(), QueueError> {
-        steps.before.await;
-        let published = self.publisher.publish(self.messages(settlement)?).await;
-        if matches!(published, Err(QueueError::Topology(_))) {
-            self.kept = MENDING_PAUSE;
+        if steps.before.await {
+            let published = self.publisher.publish(self.messages(settlement)?).await;
+            if matches!(published, Err(QueueError::Topology(_))) {
+                self.kept = MENDING_PAUSE;
+            }
+            published?;
+            failpoint::reached("after_publish");
+            steps.stored.await;
         }
-        published?;
-        failpoint::reached("after_publish");
-        steps.stored.await;
         let acked = match self.acker.take() {
             Some(acker) => ack(&acker).await,
             None => Ok(()),

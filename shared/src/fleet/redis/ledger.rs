@@ -119,6 +119,15 @@ impl RedisLedger {
     }
 }
 
+/// Whether a turn is not over by a job's state, as `state.lua` writes it.
+fn stands(state: &str, turn: u64) -> bool {
+    let words: Vec<&str> = state.split(' ').collect();
+    let number = |place: usize| words.get(place).and_then(|word| word.parse::<u64>().ok());
+    let later = matches!(words.get(1), Some(&"O" | &"A")) && number(2) > Some(turn);
+    // A job that is done has no turns left.
+    state != "0" && number(0).is_none_or(|floor| floor <= turn) && !later
+}
+
 /// What the server answered.
 pub(super) fn read<T: FromRedisValue>(value: Value) -> Result<T, LedgerError> {
     redis::from_redis_value(value).map_err(|error| LedgerError::Away(format!("an answer of Redis: {error}")))
@@ -141,6 +150,12 @@ impl Ledger for RedisLedger {
 
     fn answered(&self, intent: &Intent, answered: Answered) {
         self.tell_answered(intent, &answered);
+    }
+
+    async fn stands(&self, job: &Job) -> Result<bool, LedgerError> {
+        let word = Word::plain("HGET", &self.keys.shard(&job.batch, job.id)).arg(&job.id.to_bytes()[..]);
+        let state: Option<String> = read(self.clerk.ask(vec![word]).await?.remove(0))?;
+        Ok(state.is_none_or(|state| stands(&state, job.turn())))
     }
 
     fn lost(&self, intent: &Intent, then: Lost) {
@@ -186,5 +201,20 @@ impl RedisLedger {
 impl From<Away> for LedgerError {
     fn from(Away(why): Away) -> Self {
         Self::Away(why)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_stands_until_it_is_over_or_a_later_one_began() {
+        for state in ["1", "0 O 1 f 9 c 2", "1 O 1 f 0 c 2", "1 A 1 c 1,0,0,0,0,0", "1 U f 3"] {
+            assert!(stands(state, 1), "{state}");
+        }
+        for state in ["0", "2", "2 D", "0 O 2 f 9 c 2", "1 A 2 c 1,0,0,0,0,0"] {
+            assert!(!stands(state, 1), "{state}");
+        }
     }
 }
