@@ -66,6 +66,8 @@ pub async fn what_a_producer_says_is_kept_and_never_shrinks(test: &str, fleet: V
     }
     expects(&fleet[1], &batch, 5, 30, true).await;
     assert!(progress(&fleet[0], &batch).await.closed);
+    fleet[2].batches.hold(&batch, Some(held(Hold::Paused, "ana"))).await.unwrap();
+    assert!(progress(&fleet[0], &batch).await.closed, "who holds a batch says nothing of what it expects");
 }
 
 /// Every kind of result is counted as such, whichever process settles it.

@@ -37,6 +37,11 @@ impl RedisLedger {
             .arg(expected.results)
             .arg(u8::from(expected.closed))
     }
+
+    /// The batch is heard of, and nothing is said of what to expect.
+    fn hearing_of(&self, batch: &BatchName) -> Word {
+        Word::script(&self.link.scripts.expect, &[self.keys.batch(batch)]).arg(0).arg(0).arg("")
+    }
 }
 
 #[async_trait]
@@ -61,8 +66,7 @@ impl Batches for RedisLedger {
         let mut words = Vec::new();
         if held.is_some() {
             self.index_batch(batch);
-            let nothing = Expected { batch: batch.clone(), jobs: 0, results: 0, closed: false };
-            words.push(self.expecting(&nothing));
+            words.push(self.hearing_of(batch));
         }
         let text = held.as_ref().map(json).transpose()?.unwrap_or_default();
         let hold = Word::script(&self.link.scripts.hold, &[self.keys.held()]);

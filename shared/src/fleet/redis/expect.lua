@@ -1,7 +1,7 @@
 -- What a producer says of its batch. Counts never shrink.
 --
 -- KEYS  the batch
--- ARGV  jobs, results to expect, closed (1: that is all)
+-- ARGV  jobs, results to expect, closed (1: that is all, 0: more may come, empty: nothing is said of it)
 local batch = KEYS[1]
 local time = redis.call('TIME')
 redis.call('HSETNX', batch, 'opened_at', string.format('%d%06d', time[1], time[2]))
@@ -9,7 +9,9 @@ local known = redis.call('HMGET', batch, 'jobs', 'expected')
 redis.call('HSET', batch, 'jobs', text(math.max(tonumber(known[1] or 0), tonumber(ARGV[1]))))
 redis.call('HSET', batch, 'expected', text(math.max(tonumber(known[2] or 0), tonumber(ARGV[2]))))
 -- A further enqueue opens it again: what it adds is expected, too.
-redis.call('HSET', batch, 'closed', ARGV[3])
+if ARGV[3] ~= '' then
+  redis.call('HSET', batch, 'closed', ARGV[3])
+end
 keep(batch, KEPT)
 uncompleted(batch)
 return {}
