@@ -216,7 +216,13 @@ impl Wrong {
 /// The beginning of some bytes as text.
 fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_BYTES)]);
-    if bytes.len() > SHOWN_BYTES { format!("{text}…") } else { text.into_owned() }
+    // What is no text is longer as one.
+    let kept = &text[..text.floor_char_boundary(SHOWN_BYTES)];
+    if bytes.len() > SHOWN_BYTES || kept.len() < text.len() {
+        format!("{kept}…")
+    } else {
+        text.into_owned()
+    }
 }
 
 impl fmt::Display for Place {

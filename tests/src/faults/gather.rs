@@ -3,8 +3,17 @@
 
 use std::{process::Output, time::Duration};
 
-use lapin::{Connection, ConnectionProperties, options::BasicGetOptions};
-use pixfleet_shared::{fleet::rabbit::DEAD_QUEUE, job::Job, ledger::Ledger, queue::Reason};
+use lapin::{
+    Connection, ConnectionProperties,
+    options::{BasicGetOptions, QueueDeclareOptions},
+    types::FieldTable,
+};
+use pixfleet_shared::{
+    fleet::rabbit::{DEAD_QUEUE, job_queue},
+    job::{Job, Priority},
+    ledger::Ledger,
+    queue::Reason,
+};
 use tokio::{
     process::Command,
     time::{Instant, sleep, timeout},
@@ -69,6 +78,22 @@ pub async fn depths(vhost: &str) -> Vec<(String, u64, u64)> {
     }
     assert!(!depths.is_empty(), "no queue of jobs in:\n{text}");
     depths
+}
+
+/// The normal lanes in which no job waits, by the broker's word of now: what `list_queues` says is some seconds old.
+pub async fn empty_lanes(url: &str) -> Vec<u8> {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let mut empty = Vec::new();
+    for lane in 0..4 {
+        let name = job_queue(Priority::Normal, lane).as_str().into();
+        let only_look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let queue = channel.queue_declare(name, only_look, FieldTable::default()).await.unwrap();
+        if queue.message_count() == 0 {
+            empty.push(lane);
+        }
+    }
+    empty
 }
 
 /// The dead letters, all of them; they stay where they are.

@@ -178,7 +178,8 @@ impl Lender {
             Ok(mut job) => {
                 job.traceparent = job.traceparent.or_else(|| header(&message, "traceparent")?.parse().ok());
                 let again = message.redelivered;
-                let worn = deliveries(&message) >= WORN;
+                // A first delivery has none: such a header is the sender's own.
+                let worn = again && deliveries(&message) >= WORN;
                 let Self { publisher, channel, tasks } = self.clone();
                 let settle = RabbitSettle::new(message.acker, channel, publisher, &job, tasks);
                 Some(Delivery::new(job, again, Box::new(settle)).worn(worn))
