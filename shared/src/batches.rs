@@ -38,7 +38,7 @@ pub struct Expected {
     pub jobs: u64,
     /// The results to expect.
     pub results: u64,
-    /// Whether that is all. A further enqueue begins by saying that it is not.
+    /// Whether that is all. Once it was, a batch stays closed while a further enqueue is under way.
     pub closed: bool,
 }
 

@@ -86,7 +86,7 @@ pub(super) fn expect(db: &Connection, own: i64, said: &Expected) -> rusqlite::Re
         "INSERT INTO batches (batch, opened_us, said_jobs, said_results, closed) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (batch) DO UPDATE SET
            said_jobs = max(said_jobs, excluded.said_jobs), said_results = max(said_results, excluded.said_results),
-           closed = excluded.closed",
+           closed = max(closed, excluded.closed)",
     )?
     .execute(params![
         said.batch.as_str(),

@@ -40,7 +40,7 @@ impl RedisLedger {
 
     /// The batch is heard of, and nothing is said of what to expect.
     fn hearing_of(&self, batch: &BatchName) -> Word {
-        Word::script(&self.link.scripts.expect, &[self.keys.batch(batch)]).arg(0).arg(0).arg("")
+        Word::script(&self.link.scripts.expect, &[self.keys.batch(batch)]).arg(0).arg(0).arg(0)
     }
 }
 
