@@ -177,9 +177,15 @@ impl Rounds {
         if lives && matches!(answered.next(), Some((_, Answer::Heard(_)))) {
             self.lived = Some(began);
         }
+        if why.is_none() {
+            // Before anybody hears an answer: after a silence it is not certain who lives.
+            self.recovered();
+        }
         let kept: Vec<Word> =
             answered.filter_map(|(word, answer)| self.hear(word, answer, why.as_ref(), trips > 0)).collect();
-        self.note(why);
+        if let Some(away) = why {
+            self.failed(&away);
+        }
         for word in kept.into_iter().rev() {
             self.queue.push_front(Handed::Word(Box::new(word)));
         }
@@ -220,21 +226,22 @@ impl Rounds {
         None
     }
 
-    /// Draws the conclusions from how a round trip went. Who asked before it failed waits no longer.
-    fn note(&mut self, why: Option<Away>) {
-        let Some(away) = why else {
-            if self.failed.take().is_some() {
-                *self.shared.recovered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-            }
-            self.shared.is_full.store(false, Ordering::Relaxed);
-            return;
-        };
+    /// A round trip went well.
+    fn recovered(&mut self) {
+        if self.failed.take().is_some() {
+            *self.shared.recovered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
+        self.shared.is_full.store(false, Ordering::Relaxed);
+    }
+
+    /// A round trip failed. Who asked before that waits no longer.
+    fn failed(&mut self, away: &Away) {
         self.failed = Some(Instant::now());
         self.take_in();
         for handed in std::mem::take(&mut self.queue) {
             match handed {
                 Handed::Word(word) if matches!(word.heard, Heard::Asked(_)) => {
-                    self.hear(*word, Answer::Unheard, Some(&away), false);
+                    self.hear(*word, Answer::Unheard, Some(away), false);
                 }
                 handed => self.queue.push_back(handed),
             }
