@@ -24,7 +24,7 @@ use pixfleet_shared::{
 };
 use tokio::{
     sync::SemaphorePermit,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{debug, error, info, warn};
 
@@ -46,6 +46,8 @@ use crate::{
 
 /// How long a settlement waits for the ledger, each time.
 const KEPT_WITHIN: Duration = Duration::from_secs(2);
+/// How often the ledger is asked whether an answer still counts.
+const ASKED_TIMES: u32 = 3;
 /// So many 429s in a row send a job back to the queue: others may have better luck.
 const MOST_THROTTLED: usize = 10;
 /// How a delivery was settled: the verb, for metrics and the drain's report.
@@ -432,13 +434,24 @@ async fn settle(crew: &Crew, job: &Job, unsettled: Unsettled, ending: Ending) ->
 
 /// Whether what came of a job's call still counts. Without the ledger it does.
 async fn stands(ledger: &dyn Ledger, job: &Job) -> bool {
-    let stands = !matches!(timeout(KEPT_WITHIN, ledger.stands(job)).await, Ok(Ok(false)));
-    if !stands {
-        warn!(
-            "this worker stood still, and meanwhile somebody else has ended the job: its answer comes too late"
-        );
+    // Where this process stood still, its waits for the ledger are over at once, and nothing was heard: it asks again.
+    for _ in 0..ASKED_TIMES {
+        match timeout(KEPT_WITHIN, ledger.stands(job)).await {
+            Ok(Ok(true)) => return true,
+            Ok(Ok(false)) => {
+                warn!(
+                    "this worker stood still, and somebody else has ended the job: its answer comes too late"
+                );
+                return false;
+            }
+            Ok(Err(error)) => {
+                debug!(%error, "the ledger can't say whether an answer still counts");
+                sleep(returned::LEDGER_PAUSE).await;
+            }
+            Err(_) => {}
+        }
     }
-    stands
+    true
 }
 
 /// Waits until the ledger has stored what it was told. Without it, results are published and deliveries acked all the same.
