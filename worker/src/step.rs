@@ -398,12 +398,16 @@ async fn settle(crew: &Crew, job: &Job, unsettled: Unsettled, ending: Ending) ->
     let settlement = ending.into_settlement();
     let mark = if over { None } else { mark_of(job, &settlement) };
     let labels: Vec<ResultLabels> = settlement.results.iter().map(labels).collect();
-    let (ledger, told) = (&crew.engines.ledger, AtomicBool::new(false));
+    let (ledger, told, late) = (&crew.engines.ledger, AtomicBool::new(false), AtomicBool::new(false));
     let paid = settlement.results.iter().any(|result| result.call.is_some());
     let steps = Steps {
         // A result that is out says what its call came to. Were this process to die with that unsaid, the next one would say
         // of the same call that nobody knows.
-        before: Box::pin(async move { !paid || stands(&**ledger, job).await }),
+        before: Box::pin(async {
+            let stands = !paid || stands(&**ledger, job).await;
+            late.store(!stands, Ordering::Relaxed);
+            stands
+        }),
         // Once it has left the queue nobody comes back to count it, and its batch would never be complete.
         stored: Box::pin(async {
             failpoint::reached("before_settled_mark");
@@ -415,7 +419,8 @@ async fn settle(crew: &Crew, job: &Job, unsettled: Unsettled, ending: Ending) ->
         }),
     };
     let outcome = unsettled.settle_by_steps(settlement, steps).await;
-    if matches!(outcome, Ok(()) | Err(QueueError::Unacked(_))) {
+    // What came too late is not out, and counts as nothing.
+    if matches!(outcome, Ok(()) | Err(QueueError::Unacked(_))) && !late.into_inner() {
         for label in &labels {
             crew.board.metrics.results.get_or_create(label).inc();
         }
