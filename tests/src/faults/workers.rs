@@ -22,14 +22,14 @@ const PAST_THE_HEARTBEAT: Duration = Duration::from_secs(16);
 /// Workers die at each of the places in turn, as by `kill -9`; others take over.
 pub(super) async fn killed_at_each_step(plan: Plan) -> Report {
     // What a dying worker has in hand is parked: with much of that, the jobs would be over before the last place is met.
-    let setting = Setting { concurrency: 4, ..Setting::lasting(plan, 5) };
+    let setting = Setting { concurrency: 4, ..Setting::lasting(plan, 15) };
     let mut stage = Stage::set("killed_at_each_step", plan, setting).await;
     stage.enqueue().await;
     let mut places: Vec<&str> = OF_A_JOB.to_vec();
     places.shuffle(&mut stage.chance);
     let mut places: VecDeque<&str> = places.into();
     // Early enough for each of them to meet its place before the jobs are over.
-    let most = (plan.jobs / (4 * OF_A_JOB.len())).max(2);
+    let most = (plan.jobs / (8 * OF_A_JOB.len())).max(2);
     let mut armed = Vec::new();
     for _ in 0..plan.workers {
         armed.extend(arm(&mut stage, &mut places, most));
