@@ -6,6 +6,8 @@
 mod full;
 #[path = "queue/letters.rs"]
 mod letters;
+#[path = "queue/subscribers.rs"]
+mod subscribers;
 #[path = "queue/topology.rs"]
 mod topology;
 

@@ -1,22 +1,25 @@
 //! Subscribers: a durable one has its own queue; a reader of the log replays the stream.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use lapin::{
-    Channel, Consumer,
+    Channel, Connection, Consumer,
     message::Delivery as Message,
     options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable},
 };
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep_until, timeout},
+};
 use tracing::warn;
 
 use super::{
     declare::{declare, declare_queue},
-    link::Link,
+    link::{Link, Up},
     topology::{self, RESULTS_LOG, of_subscriber, subscriber_queue},
 };
 use crate::{
@@ -36,6 +39,9 @@ pub(super) struct RabbitSubscriber {
     lanes: u8,
     subscription: Subscription,
     session: Option<Session>,
+    opening: Option<Opening>,
+    /// A session is not opened again before this.
+    not_before: Instant,
     /// The next offset of the log, once one was seen: where a new session goes on.
     next_offset: Option<i64>,
     unacked: u64,
@@ -47,44 +53,73 @@ struct Session {
     last_tag: u64,
 }
 
+/// A session on its way, in a task of its own. Dropped halfway, as `next` may be, the request would leave a consumer
+/// at the broker that is sent announcements and has no reader.
+struct Opening {
+    up: Up,
+    task: JoinHandle<Result<Session, Unopened>>,
+}
+
+enum Unopened {
+    Refused(lapin::Error),
+    Unanswered,
+}
+
 impl RabbitSubscriber {
     /// Subscribes; the durable queue and its bindings exist when it returns.
     pub(super) async fn open(link: Link, lanes: u8, subscription: Subscription) -> Result<Self, QueueError> {
-        let mut subscriber = Self { link, lanes, subscription, session: None, next_offset: None, unacked: 0 };
-        subscriber.session = Some(subscriber.connect().await?);
+        let mut subscriber = Self {
+            link,
+            lanes,
+            subscription,
+            session: None,
+            opening: None,
+            not_before: Instant::now(),
+            next_offset: None,
+            unacked: 0,
+        };
+        subscriber.connect().await?;
         Ok(subscriber)
     }
 
-    async fn connect(&mut self) -> Result<Session, QueueError> {
-        let up = self.link.up().await;
-        match timeout(REQUEST_TIMEOUT, self.consume(&up.connection)).await {
-            Ok(Ok(session)) => Ok(session),
-            Ok(Err(error)) if error.is_amqp_soft_error() => {
+    /// Opens a session; dropped and called again, it goes on with the one that is on its way.
+    async fn connect(&mut self) -> Result<(), QueueError> {
+        sleep_until(self.not_before).await;
+        let opening = match &mut self.opening {
+            Some(opening) => opening,
+            None => {
+                let up = self.link.up().await;
+                let consumer = consume(up.connection.clone(), self.subscription.clone(), self.offset());
+                let task = tokio::spawn(async {
+                    match timeout(REQUEST_TIMEOUT, consumer).await {
+                        Ok(opened) => opened.map_err(Unopened::Refused),
+                        Err(_) => Err(Unopened::Unanswered),
+                    }
+                });
+                self.opening.insert(Opening { up, task })
+            }
+        };
+        let opened = (&mut opening.task).await;
+        let up = opening.up.clone();
+        self.opening = None;
+        self.not_before = Instant::now() + REOPEN_PAUSE;
+        match opened {
+            Ok(Ok(session)) => {
+                self.session = Some(session);
+                self.unacked = 0;
+                Ok(())
+            }
+            Ok(Err(Unopened::Refused(error))) if error.is_amqp_soft_error() => {
                 let _ = timeout(REQUEST_TIMEOUT, declare(&up.connection, self.lanes)).await;
                 Err(QueueError::Topology(error.to_string()))
             }
-            Ok(Err(error)) => Err(topology::away(error)),
-            Err(_) => {
+            Ok(Err(Unopened::Refused(error))) => Err(topology::away(error)),
+            Ok(Err(Unopened::Unanswered)) => {
                 self.link.retire(up.epoch);
                 Err(QueueError::Away(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())))
             }
+            Err(ended) => Err(QueueError::Away(ended.to_string())),
         }
-    }
-
-    async fn consume(&self, connection: &lapin::Connection) -> Result<Session, lapin::Error> {
-        let channel = connection.create_channel().await?;
-        channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
-        let (queue, arguments) = match &self.subscription.name {
-            Some(name) => {
-                let queue = of_subscriber(name, &self.subscription.filter);
-                declare_queue(&channel, &queue).await?;
-                (subscriber_queue(name), FieldTable::default())
-            }
-            None => (RESULTS_LOG.to_owned(), self.offset()),
-        };
-        let options = BasicConsumeOptions::default();
-        let consumer = channel.basic_consume(queue.as_str().into(), "".into(), options, arguments).await?;
-        Ok(Session { channel, consumer, last_tag: 0 })
     }
 
     fn offset(&self) -> FieldTable {
@@ -117,20 +152,14 @@ impl RabbitSubscriber {
                             ended.and_then(Result::err).map_or("ended".to_owned(), |e| e.to_string());
                         warn!(reason, "subscription lost, opening it again");
                         self.session = None;
-                        self.unacked = 0;
-                        sleep(REOPEN_PAUSE).await;
+                        self.not_before = Instant::now() + REOPEN_PAUSE;
                     }
                 }
             }
-            if self.session.is_none() {
-                match self.connect().await {
-                    Ok(session) => self.session = Some(session),
-                    Err(QueueError::Away(reason)) => {
-                        warn!(reason, "subscription not back yet");
-                        sleep(REOPEN_PAUSE).await;
-                    }
-                    Err(error) => return Err(error),
-                }
+            match self.connect().await {
+                Ok(()) => {}
+                Err(QueueError::Away(reason)) => warn!(reason, "subscription not back yet"),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -180,6 +209,25 @@ impl Subscriber for RabbitSubscriber {
     async fn commit(&mut self) -> Result<(), QueueError> {
         self.ack_all().await
     }
+}
+
+async fn consume(
+    connection: Arc<Connection>,
+    subscription: Subscription,
+    offset: FieldTable,
+) -> Result<Session, lapin::Error> {
+    let channel = connection.create_channel().await?;
+    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+    let (queue, arguments) = match &subscription.name {
+        Some(name) => {
+            declare_queue(&channel, &of_subscriber(name, &subscription.filter)).await?;
+            (subscriber_queue(name), FieldTable::default())
+        }
+        None => (RESULTS_LOG.to_owned(), offset),
+    };
+    let options = BasicConsumeOptions::default();
+    let consumer = channel.basic_consume(queue.as_str().into(), "".into(), options, arguments).await?;
+    Ok(Session { channel, consumer, last_tag: 0 })
 }
 
 fn stream_offset(message: &Message) -> Option<i64> {
