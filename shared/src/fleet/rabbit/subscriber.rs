@@ -16,6 +16,7 @@ use tracing::warn;
 
 use super::{
     declare::{declare, declare_queue},
+    headers,
     link::Link,
     topology::{self, RESULTS_LOG, of_subscriber, subscriber_queue},
 };
@@ -136,9 +137,7 @@ impl RabbitSubscriber {
     }
 
     fn passed_over(&mut self, message: &Message) {
-        if let Some(offset) = stream_offset(message) {
-            self.next_offset = Some(offset + 1);
-        }
+        self.next_offset = headers::next_offset(message).or(self.next_offset);
         self.unacked += 1;
     }
 
@@ -179,12 +178,5 @@ impl Subscriber for RabbitSubscriber {
 
     async fn commit(&mut self) -> Result<(), QueueError> {
         self.ack_all().await
-    }
-}
-
-fn stream_offset(message: &Message) -> Option<i64> {
-    match message.properties.headers().as_ref()?.inner().get("x-stream-offset")? {
-        AMQPValue::LongLongInt(offset) => Some(*offset),
-        _ => None,
     }
 }
