@@ -303,6 +303,9 @@ impl DeadLetter {
 }
 
 impl Death {
+    /// The longest of its texts that is shown, in characters.
+    pub const LONGEST_TEXT: usize = 300;
+
     /// What the failures among the results of a settlement say; at `at`.
     pub fn of(reason: Reason, results: &[ImageResult], at: Timestamp) -> Self {
         let failed = results.iter().find(|result| result.failure.is_some());
@@ -316,6 +319,17 @@ impl Death {
             worker: call.map(|call| call.worker.clone()),
             at: Some(at),
         }
+    }
+
+    /// The same as it may be shown, whoever wrote it: each text on one line, and not too long.
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        let text = |text: String| -> String {
+            // A terminal takes orders in them.
+            text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(Self::LONGEST_TEXT).collect()
+        };
+        let Self { class, message, worker, .. } = self;
+        Self { class: class.map(text), message: text(message), worker: worker.map(text), ..self }
     }
 }
 

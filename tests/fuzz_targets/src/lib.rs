@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a broken promise is a panic")]
 
+mod delivery;
 mod mutate;
 
 use std::{
@@ -15,7 +16,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use pixfleet_producer::manifest::{Fault, Format, Manifest, Reading};
 use pixfleet_shared::{
+    fleet::rabbit::{deaths, headers as of_message},
     job::{Job, Unreadable},
+    queue::Death,
     result::Announcement,
     settings::Document,
 };
@@ -32,9 +35,10 @@ pub use mutate::Mutations;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("job", job),
     ("event", event),
+    ("letter", letter),
     ("headers", headers),
     ("answer", answer),
     ("manifest", manifest),
@@ -43,6 +47,8 @@ pub const TARGETS: [Target; 6] = [
 
 /// A routing key that the broker takes has at most so many bytes.
 const LONGEST_KEY: usize = 255;
+/// What the headers of a dead letter may have in bytes: the smallest frame that a broker may ask for.
+const LARGEST_HEADERS: usize = 4_096;
 /// The longest pause that any preset believes.
 const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 3_600);
 /// The models that answers are read for.
@@ -79,6 +85,30 @@ pub fn event(data: &[u8]) {
         let again = Announcement::from_message(&message).unwrap();
         assert_eq!(again.id(), announcement.id());
         assert_eq!(again.routing_key(), key);
+    }
+}
+
+/// A dead letter, which `delivery` makes of lines: whoever wrote its headers, what they say of its death can be shown, and is
+/// written and read again as the same; and so is what is said of a message that is no job.
+pub fn letter(data: &[u8]) {
+    let (head, body) = split(data);
+    let message = delivery::of(head, body);
+    // As with every delivery of a job or of a result.
+    let _ = (of_message::deliveries(&message), of_message::next_offset(&message));
+    if let Some(trace) = of_message::traceparent(&message) {
+        assert_eq!(trace.to_string().parse().ok(), Some(trace));
+    }
+    let (death, job) = (deaths::read(&message), Job::from_message(body));
+    let texts = [Some(&death.message), death.class.as_ref(), death.worker.as_ref()];
+    for text in texts.into_iter().flatten() {
+        assert!(text.chars().count() <= Death::LONGEST_TEXT && !text.contains(char::is_control), "{text:?}");
+    }
+    let shown = serde_json::to_vec(&death).unwrap();
+    assert_eq!(serde_json::from_slice::<Death>(&shown).unwrap(), death);
+    assert_eq!(written_and_read(&death, job.as_ref().ok()), death);
+    if let Err(why) = job {
+        let death = Death { reason: why.reason(), message: why.to_string(), ..death };
+        assert_eq!(written_and_read(&death, None), death.bounded());
     }
 }
 
@@ -167,6 +197,13 @@ pub fn provider(data: &[u8]) {
         }
         Err(problems) => assert!(!problems.to_string().is_empty()),
     }
+}
+
+fn written_and_read(death: &Death, job: Option<&Job>) -> Death {
+    let written = deaths::headers(death, job);
+    let bytes: usize = written.iter().map(|(name, value)| name.len() + value.len()).sum();
+    assert!(bytes <= LARGEST_HEADERS, "{bytes} bytes of headers");
+    deaths::read(&delivery::with(death.reason.as_str(), of_message::table(&written), Vec::new()))
 }
 
 fn split(data: &[u8]) -> (&[u8], &[u8]) {

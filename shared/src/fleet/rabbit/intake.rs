@@ -4,7 +4,7 @@ use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
-use lapin::{Channel, message::Delivery as Message, types::AMQPValue};
+use lapin::Channel;
 use tokio::{
     sync::{mpsc, watch},
     time::{sleep, timeout},
@@ -14,6 +14,7 @@ use tracing::{debug, warn};
 
 use super::{
     declare::declare,
+    headers,
     link::Link,
     publisher::Publisher,
     session::{Head, REQUEST_TIMEOUT, Session},
@@ -176,10 +177,10 @@ impl Lender {
     fn deliver(&self, Head { message, job }: Head) -> Option<Delivery> {
         match job {
             Ok(mut job) => {
-                job.traceparent = job.traceparent.or_else(|| header(&message, "traceparent")?.parse().ok());
+                job.traceparent = job.traceparent.or_else(|| headers::traceparent(&message));
                 let again = message.redelivered;
                 // A first delivery has none: such a header is the sender's own.
-                let worn = again && deliveries(&message) >= WORN;
+                let worn = again && headers::deliveries(&message) >= WORN;
                 let Self { publisher, channel, tasks } = self.clone();
                 let settle = RabbitSettle::new(message.acker, channel, publisher, &job, tasks);
                 Some(Delivery::new(job, again, Box::new(settle)).worn(worn))
@@ -194,18 +195,5 @@ impl Lender {
                 None
             }
         }
-    }
-}
-
-/// How often a quorum queue delivered the message before.
-fn deliveries(message: &Message) -> i64 {
-    let headers = message.properties.headers().as_ref();
-    headers.and_then(|headers| headers.inner().get("x-delivery-count")?.as_long_long_int()).unwrap_or(0)
-}
-
-fn header(message: &Message, name: &str) -> Option<String> {
-    match message.properties.headers().as_ref()?.inner().get(name)? {
-        AMQPValue::LongString(value) => Some(value.to_string()),
-        _ => None,
     }
 }

@@ -6,9 +6,12 @@
 
 mod config;
 mod dead;
-mod deaths;
+#[doc(hidden)] // What reads others' headers is public for those who fuzz it.
+pub mod deaths;
 mod declare;
 mod earlier;
+#[doc(hidden)]
+pub mod headers;
 mod intake;
 mod link;
 mod moving;

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use lapin::{
     BasicProperties, Channel, Confirmation,
     options::{BasicPublishOptions, ConfirmSelectOptions},
-    types::{AMQPValue, FieldTable},
 };
 
-use super::{link::Up, unconfirmed::Message};
+use super::{headers, link::Up, unconfirmed::Message};
 use crate::failpoint;
 
 /// A channel that confirms.
@@ -39,13 +38,9 @@ pub(super) async fn say(
 
 fn properties(message: &Message) -> BasicProperties {
     const PERSISTENT: u8 = 2;
-    let mut headers = FieldTable::default();
-    for (key, value) in &message.headers {
-        headers.insert((*key).into(), AMQPValue::LongString(value.as_str().into()));
-    }
     BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_content_type(message.content_type.into())
         .with_message_id(message.id.as_str().into())
-        .with_headers(headers)
+        .with_headers(headers::table(&message.headers))
 }

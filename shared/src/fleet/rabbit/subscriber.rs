@@ -19,6 +19,7 @@ use tracing::warn;
 
 use super::{
     declare::{declare, declare_queue},
+    headers,
     link::{Link, Up},
     topology::{self, RESULTS_LOG, of_subscriber, subscriber_queue},
 };
@@ -165,9 +166,7 @@ impl RabbitSubscriber {
     }
 
     fn passed_over(&mut self, message: &Message) {
-        if let Some(offset) = stream_offset(message) {
-            self.next_offset = Some(offset + 1);
-        }
+        self.next_offset = headers::next_offset(message).or(self.next_offset);
         self.unacked += 1;
     }
 
@@ -228,11 +227,4 @@ async fn consume(
     let options = BasicConsumeOptions::default();
     let consumer = channel.basic_consume(queue.as_str().into(), "".into(), options, arguments).await?;
     Ok(Session { channel, consumer, last_tag: 0 })
-}
-
-fn stream_offset(message: &Message) -> Option<i64> {
-    match message.properties.headers().as_ref()?.inner().get("x-stream-offset")? {
-        AMQPValue::LongLongInt(offset) => Some(*offset),
-        _ => None,
-    }
 }
