@@ -135,8 +135,11 @@ fn add(bill: &mut BTreeMap<[String; 4], BillLine>, day: Date, part: &HashMap<Str
             currency: currency.clone(),
         });
         match kind {
-            "a" => line.answered += count,
-            "c" => line.charged += count,
+            "f" => line.answered += count,
+            "c" => {
+                line.answered += count;
+                line.charged += count;
+            }
             "m" => line.cost_micros += count,
             // Of a later release.
             _ => {}

@@ -119,6 +119,11 @@ impl RedisLedger {
         for (name, cost) in &lines {
             word = word.arg(name).arg(*cost);
         }
+        if matches!(answered, Answered::Paid(_)) {
+            // Somebody waits for it.
+            let word = word.heard_by(self.told.expect(intent.job, intent.turn));
+            return self.clerk.tell(word.within(Duration::ZERO));
+        }
         self.tell(word);
     }
 
@@ -149,6 +154,7 @@ impl RedisLedger {
 
     pub(super) fn tell_settled(&self, mark: &Mark) {
         let Mark { job, batch, turn, tally, end } = mark;
+        self.told.forget(*job, *turn);
         self.index_batch(batch);
         let keys = [
             self.keys.batch(batch),

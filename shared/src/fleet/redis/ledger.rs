@@ -22,6 +22,7 @@ use super::{
     holds::{self, Holds},
     keys::Keys,
     pool::{Away, Link},
+    told::Told,
     wire::Wire,
     word::{LATER, SOON, Word},
 };
@@ -46,6 +47,7 @@ pub struct RedisLedger {
     pub(super) token: Arc<str>,
     pub(super) ttl: Duration,
     pub(super) clerk: Clerk,
+    pub(super) told: Told,
     pub(super) holds: Arc<Holds>,
     pub(super) channel: String,
     pub(super) completion: Completion,
@@ -71,6 +73,7 @@ impl RedisLedger {
         tokio::spawn(holds::follow(holds.clone(), wire.clone(), keys.clone(), stop.clone()));
         Self {
             clerk: Clerk::start(link.clone(), &keys, &token, completed, stop),
+            told: Told::default(),
             link,
             keys,
             token,
@@ -153,6 +156,9 @@ impl Ledger for RedisLedger {
     }
 
     async fn stands(&self, job: &Job) -> Result<bool, LedgerError> {
+        if let Some(stands) = self.told.stands(job.id, job.turn()).await {
+            return Ok(stands);
+        }
         let word = Word::plain("HGET", &self.keys.shard(&job.batch, job.id)).arg(&job.id.to_bytes()[..]);
         let state: Option<String> = read(self.clerk.ask(vec![word]).await?.remove(0))?;
         Ok(state.is_none_or(|state| stands(&state, job.turn())))

@@ -25,6 +25,7 @@ mod round;
 mod rounds;
 mod scripts;
 mod servers;
+mod told;
 mod wire;
 mod word;
 

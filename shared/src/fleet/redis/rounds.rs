@@ -25,6 +25,9 @@ use crate::batch::BatchName;
 
 /// How often it says that the process lives.
 const SAYS_SO_EVERY: Duration = Duration::from_secs(2);
+/// From one round trip's begin to the next. Who waits longer for company costs the server less: under load each round trip
+/// takes many words along, and where there is little to say nobody meets this bound.
+const PACE: Duration = Duration::from_millis(2);
 /// The most words of one round trip, and their bytes.
 const MOST_WORDS: usize = 256;
 const MOST_BYTES: usize = 4 << 20;
@@ -45,6 +48,8 @@ pub(super) struct Rounds {
     due: Option<Instant>,
     is_asked: bool,
     completed: mpsc::UnboundedSender<(BatchName, Value)>,
+    /// When the last round trip began.
+    began: Instant,
     failed: Option<Instant>,
     shared: Arc<Shared>,
 }
@@ -67,6 +72,7 @@ impl Rounds {
             due: None,
             is_asked: false,
             completed,
+            began: Instant::now(),
             failed: None,
             shared,
         }
@@ -128,7 +134,7 @@ impl Rounds {
             None if self.queue.len() >= MOST_WORDS => now,
             None => {
                 let lives = self.lived.map_or(now, |at| at + SAYS_SO_EVERY);
-                self.due.map_or(lives, |due| due.min(lives))
+                self.due.map_or(lives, |due| due.min(lives)).max(self.began + PACE)
             }
             Some(_) if self.is_asked => now,
             Some(failed) => failed + PAUSE,
@@ -171,6 +177,7 @@ impl Rounds {
     /// Says words, the first of them that the process lives where it `lives`, and keeps what has to be said again.
     async fn say(&mut self, words: Vec<Word>, lives: bool) {
         let began = Instant::now();
+        self.began = began;
         let (answers, why, trips) = round(&self.link, &words).await;
         self.shared.trips.fetch_add(trips, Ordering::Relaxed);
         let mut answered = words.into_iter().zip(answers);
@@ -198,6 +205,7 @@ impl Rounds {
         match (answer, word.heard) {
             // Whoever asked may be gone.
             (Answer::Heard(value), Heard::Asked(heard)) => drop(heard.send(Ok(value))),
+            (Answer::Heard(value), Heard::Told(heard)) => drop(heard.send(stands(&value))),
             (Answer::Heard(value), Heard::Completed(batch)) => {
                 if !matches!(&value, Value::Array(fields) if fields.is_empty()) {
                     let _ = self.completed.send((batch, value));
@@ -267,4 +275,9 @@ impl Rounds {
             tracing::warn!("what was said to the ledger last is not stored");
         }
     }
+}
+
+/// Whether what was said of a turn stands, as `answered.lua` answers.
+fn stands(answer: &Value) -> bool {
+    !matches!(answer, Value::Array(words) if matches!(words.first(), Some(Value::BulkString(word)) if word == b"over"))
 }

@@ -17,9 +17,13 @@ end
 count(batch, tally)
 
 local later = state.turn and state.turn > turn
+local gone = {}
+if ends ~= 'again' then
+  gone[1] = hands
+end
 if ends == 'done' or not later then
   if state.turn then
-    redis.call('DEL', payload)
+    gone[#gone + 1] = payload
   end
   local stored = text(turn + 1)
   if ends == 'done' then
@@ -30,13 +34,14 @@ if ends == 'done' or not later then
     keep(dead, KEPT)
     stored = stored .. ' D'
   end
-  write(shard, id, ttl, stored)
+  -- Of an answered call, the shard's time was seen to when it left.
+  write(shard, id, state.kind ~= 'A' and ttl or nil, stored)
 else
   -- The call of a later turn goes on.
   local rest = string.match(redis.call('HGET', shard, id), '^%S+ (.*)$')
   write(shard, id, ttl, text(turn + 1) .. ' ' .. rest)
 end
-if ends ~= 'again' then
-  redis.call('DEL', hands)
+if #gone > 0 then
+  redis.call('DEL', unpack(gone))
 end
 return completed(batch, token)

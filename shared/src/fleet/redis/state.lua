@@ -31,28 +31,31 @@ local function read(shard, id)
   elseif stored == '0' then
     return {floor = math.huge}
   end
-  local words = {}
-  for word in string.gmatch(stored, '%S+') do
-    words[#words + 1] = word
-  end
-  local state = {floor = tonumber(words[1]), kind = words[2]}
-  if state.kind == 'O' then
+  local floor, kind, rest = string.match(stored, '^(%d+) ?(%u?) ?(.*)$')
+  local state = {floor = tonumber(floor), kind = kind ~= '' and kind or nil}
+  if kind == 'O' then
+    local turn, token, ends, call, n = string.match(rest, '^(%d+) (%S+) (%d+) (%S+) (%d+)$')
     state.turn, state.token, state.ends, state.call, state.n =
-      tonumber(words[3]), words[4], tonumber(words[5]), words[6], tonumber(words[7])
-  elseif state.kind == 'U' then
-    state.token, state.n = words[3], tonumber(words[4])
-  elseif state.kind == 'A' then
-    state.turn, state.call, state.tally = tonumber(words[3]), words[4], words[5]
+      tonumber(turn), token, tonumber(ends), call, tonumber(n)
+  elseif kind == 'U' then
+    local token, n = string.match(rest, '^(%S+) (%d+)$')
+    state.token, state.n = token, tonumber(n)
+  elseif kind == 'A' then
+    local turn, call, tally = string.match(rest, '^(%d+) (%S+) (%S+)$')
+    state.turn, state.call, state.tally = tonumber(turn), call, tally
   end
   return state
 end
 
+-- Without a `ttl` where that was seen to a moment ago.
 local function write(shard, id, ttl, stored)
   if stored == nil then
     redis.call('HDEL', shard, id)
   else
     redis.call('HSET', shard, id, stored)
-    keep(shard, ttl)
+    if ttl then
+      keep(shard, ttl)
+    end
   end
 end
 

@@ -35,6 +35,8 @@ pub(super) enum Heard {
     No,
     /// Whoever asked.
     Asked(oneshot::Sender<Result<Value, Unheard>>),
+    /// Whoever settles the job, as soon as it is stored: whether what was said stands.
+    Told(oneshot::Sender<bool>),
     /// Whoever announces this batch, where it is complete by it.
     Completed(BatchName),
 }
