@@ -22,6 +22,7 @@ mod run;
 mod sandbox;
 mod schemas;
 mod spans;
+mod stack;
 mod status;
 mod topology;
 mod words;
@@ -82,9 +83,22 @@ enum Role {
     Schemas(schemas::Args),
 }
 
+impl Role {
+    /// Whether it reads what others have published.
+    fn is_sent_messages(&self) -> bool {
+        matches!(
+            self,
+            Self::Worker(_) | Self::Results(_) | Self::Batch(_) | Self::Dead(_) | Self::Topology(_)
+        )
+    }
+}
+
 fn main() -> ExitCode {
     failpoint::reached("start");
     let cli = Cli::parse();
+    if cli.role.is_sent_messages() {
+        stack::deepen();
+    }
     play(cli).unwrap_or_else(|error| Exit::of_error(&error, &mut std::io::stderr()).into())
 }
 

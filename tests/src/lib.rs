@@ -11,6 +11,7 @@ pub mod fleet;
 pub mod judges;
 pub mod one_machine;
 pub mod private_redis;
+pub mod raw_amqp;
 pub mod redis_fleet;
 pub mod redis_sets;
 pub mod scripted;

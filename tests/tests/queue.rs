@@ -4,6 +4,8 @@
 
 #[path = "queue/full.rs"]
 mod full;
+#[path = "queue/headers.rs"]
+mod headers;
 #[path = "queue/letters.rs"]
 mod letters;
 #[path = "queue/subscribers.rs"]

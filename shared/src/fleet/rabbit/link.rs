@@ -21,13 +21,20 @@ use crate::queue::QueueError;
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// A connection that lived this long was healthy: the next attempt comes soon again.
 const HEALTHY: Duration = Duration::from_secs(60);
-/// Largest frame, in bytes. lapin keeps 64 of them buffered a connection, which at the broker's 128 KiB are 8 MiB; a
-/// broker of 4.1 or later refuses less than 8 KiB.
+/// Largest frame of a connection that is sent no messages, in bytes. lapin keeps 64 of them buffered a connection; a broker of
+/// 4.1 or later refuses less than 8 KiB.
 const FRAME_MAX: u32 = 32 * 1024;
+/// Of one that is sent messages: what the broker takes from publishers by default. A message's headers come in one frame, even
+/// one that is larger than was agreed, and it would end the connection each time that it comes.
+const FRAME_MAX_OF_CONSUMERS: u32 = 128 * 1024;
 /// How often a connection's state is looked at, besides its events.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// Time for a connection to say goodbye; a blocked one never does.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The names of the connections.
+pub(super) const PUBLISH: &str = "publish";
+pub(super) const CONSUME: &str = "consume";
 
 /// One connection's present state.
 #[derive(Clone)]
@@ -205,7 +212,8 @@ pub(super) async fn connect(config: &Config, name: &str) -> Result<Connection, Q
         )
     })?;
     uri.query.heartbeat.get_or_insert(config.heartbeat_s);
-    uri.query.frame_max.get_or_insert(FRAME_MAX);
+    let frame_max = if name == CONSUME { FRAME_MAX_OF_CONSUMERS } else { FRAME_MAX };
+    uri.query.frame_max.get_or_insert(frame_max);
     let name = format!("pixfleet {name} {}", std::process::id());
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     Connection::connect_uri(uri, properties).await.map_err(topology::away)

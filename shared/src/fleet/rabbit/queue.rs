@@ -11,7 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     config::Config,
     dead, earlier, intake,
-    link::{Link, State, Up},
+    link::{CONSUME, Link, PUBLISH, State, Up},
     parking,
     publisher::Publisher,
     settle::{announcement_message, job_message},
@@ -46,8 +46,8 @@ impl RabbitQueue {
     /// Starts to connect and returns at once: whoever uses the queue waits for the broker. Call within a runtime.
     pub fn start(config: Config) -> Arc<Self> {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let publishing = Link::start("publish", config.clone(), &tasks, stop.clone());
-        let consuming = Link::start("consume", config.clone(), &tasks, stop.clone());
+        let publishing = Link::start(PUBLISH, config.clone(), &tasks, stop.clone());
+        let consuming = Link::start(CONSUME, config.clone(), &tasks, stop.clone());
         let publisher = Publisher::start(publishing.clone(), &config, &tasks, stop.clone());
         Arc::new(Self { config, publishing, consuming, publisher, tasks, stop })
     }
@@ -163,7 +163,7 @@ impl Queue for RabbitQueue {
     }
 
     fn health(&self) -> Result<(), String> {
-        for (name, link) in [("publish", &self.publishing), ("consume", &self.consuming)] {
+        for (name, link) in [(PUBLISH, &self.publishing), (CONSUME, &self.consuming)] {
             match link.state() {
                 State::Down(error) => return Err(format!("RabbitMQ {name} connection: {error}")),
                 State::Up(up) if up.blocked => {

@@ -142,7 +142,7 @@ impl Rounds {
     }
 
     async fn one_round(&mut self) {
-        let mut words = Vec::new();
+        let (mut words, mut waiting) = (Vec::new(), Vec::new());
         let mut bytes = 0;
         if self.lived.is_none_or(|at| at.elapsed() >= SAYS_SO_EVERY / 2) {
             words.push(Word::plain("SET", &self.life).arg(1).arg("EX").arg(LIVES_S));
@@ -155,18 +155,20 @@ impl Rounds {
                     bytes += word.bytes();
                     words.push(*word);
                 }
-                Some(stored @ Handed::Stored(_)) if words.len() > lives => {
-                    self.queue.push_front(stored);
-                    break;
-                }
-                Some(Handed::Stored(stored)) => {
-                    // Whoever waited may be gone.
-                    let _ = stored.send(());
-                }
+                // Whoever waits for what was handed in before waits for this round trip, not for one that ends there.
+                Some(Handed::Stored(stored)) => waiting.push(stored),
             }
         }
-        if !words.is_empty() {
-            self.say(words, lives == 1).await;
+        let kept = self.say(words, lives == 1).await;
+        if kept.is_empty() {
+            for stored in waiting {
+                // Whoever waited may be gone.
+                let _ = stored.send(());
+            }
+        } else {
+            let kept = kept.into_iter().map(|word| Handed::Word(Box::new(word)));
+            let again = kept.chain(waiting.into_iter().map(Handed::Stored));
+            self.queue = again.chain(std::mem::take(&mut self.queue)).collect();
         }
         (self.due, self.is_asked) = (None, false);
         for handed in std::mem::take(&mut self.queue) {
@@ -174,8 +176,11 @@ impl Rounds {
         }
     }
 
-    /// Says words, the first of them that the process lives where it `lives`, and keeps what has to be said again.
-    async fn say(&mut self, words: Vec<Word>, lives: bool) {
+    /// Says words, the first of them that the process lives where it `lives`; returns what has to be said again.
+    async fn say(&mut self, words: Vec<Word>, lives: bool) -> Vec<Word> {
+        if words.is_empty() {
+            return words;
+        }
         let began = Instant::now();
         self.began = began;
         let (answers, why, trips) = round(&self.link, &words).await;
@@ -193,9 +198,7 @@ impl Rounds {
         if let Some(away) = why {
             self.failed(&away);
         }
-        for word in kept.into_iter().rev() {
-            self.queue.push_front(Handed::Word(Box::new(word)));
-        }
+        kept
     }
 
     /// Passes on what was answered to a word; returns it where it has to be said again. Nothing `left` where no connection
