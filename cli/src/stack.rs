@@ -9,9 +9,9 @@ use std::{env, os::unix::process::CommandExt, process::Command};
 
 /// What the standard library reads the size of its threads' stacks from, in bytes.
 const VARIABLE: &str = "RUST_MIN_STACK";
-/// The deepest headers of a frame of 128 KiB, the broker's largest by default, take 40 MB in a build without optimization.
-/// Reserved, not used: a page is taken when it is touched.
-const BYTES: usize = 128 << 20;
+/// A release reads the deepest headers that a frame of 128 KiB holds, the broker's largest by default; a build without
+/// optimization those of 32 KiB. Reserved, not used: a page is taken when it is touched.
+const BYTES: usize = 64 << 20;
 
 /// Begins anew with deep stacks. Returns where they are deep already, or of a size that somebody chose.
 pub(crate) fn deepen() {
