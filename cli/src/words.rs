@@ -114,6 +114,11 @@ fn beyond(calls: u64) -> String {
     format!("never done: the credits end before {} {noun}", count(calls))
 }
 
+/// A text of a stranger for a terminal: without line breaks, and without orders to it.
+pub(crate) fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// `text` in lines of at most the terminal's width, the first behind `label`, the others below its end.
 pub(crate) fn entry(label: &str, text: &str, terminal: Option<u16>) -> String {
     let width = terminal.map_or(WIDTH, |width| usize::from(width).min(WIDTH)).max(40);
@@ -195,6 +200,11 @@ mod tests {
         let never = Foresight { done_at: None, beyond_credits: 150, ..time };
         assert!(foresight(&never, now).starts_with("never done: the credits end before 150 calls"));
         assert!(foresight(&Foresight::default(), now).contains("the workers decide"));
+    }
+
+    #[test]
+    fn a_strangers_text_gives_no_orders_to_a_terminal() {
+        assert_eq!(one_line("a\nb\u{1b}[2Jc\u{9b}d"), "a b [2Jc d");
     }
 
     #[test]

@@ -9,6 +9,8 @@ use pixfleet_shared::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::words;
+
 /// The digits of an id that tell letters apart in a list.
 const SHORT: usize = 12;
 
@@ -59,7 +61,7 @@ impl Shown {
         Self { id: letter.id(), death: letter.death.clone(), attempts: attempts(letter), of }
     }
 
-    /// The cells of a list.
+    /// The cells of a list, each on one line: a job of a stranger may say anything.
     pub(super) fn cells(&self) -> [String; 9] {
         let (batch, provider, models) = match &self.of {
             Of::Job { batch, provider, models, .. } => (batch.clone(), provider.clone(), models.join(", ")),
@@ -77,6 +79,7 @@ impl Shown {
             at.map_or_else(|| "-".to_owned(), moment),
             message.clone(),
         ]
+        .map(|cell| words::one_line(&cell))
     }
 }
 
