@@ -129,6 +129,8 @@ pub async fn run(
                 None => break,
             },
         }
+        // Before the worker rests: nothing may happen then for long.
+        crew.board.metrics.in_hand.set(jobs.len() as i64);
         if let Some(until) = crew.parked_until() {
             intake.stop().await;
             if !parked(&crew, until, &mut jobs, &mut report, &shutdown).await {
@@ -136,7 +138,6 @@ pub async fn run(
             }
             intake = crew.engines.queue.receive(asked.clone()).await?;
         }
-        crew.board.metrics.in_hand.set(jobs.len() as i64);
     }
     drain(&crew, intake, jobs, &mut report).await;
     stop.cancel();
