@@ -11,7 +11,7 @@ use super::{
     word::{Heard, LATER, Unheard, Word},
 };
 use crate::{
-    batch::Tally,
+    batch::{BatchName, Tally},
     id::Id,
     job::Job,
     ledger::{Answered, End, Intent, Known, LedgerError, Mark, TakenUp},
@@ -36,7 +36,7 @@ struct Unsaid<'a> {
 impl Drop for Unsaid<'_> {
     fn drop(&mut self) {
         if let Some(intent) = self.intent {
-            self.ledger.tell(self.ledger.became("untold", intent).arg("").arg("").arg(0));
+            self.ledger.tell(self.ledger.became("untold", intent).arg("").arg("").arg(""));
         }
     }
 }
@@ -65,20 +65,13 @@ impl RedisLedger {
     pub(super) async fn depart_call(&self, intent: &Intent) -> Result<Known, LedgerError> {
         let mut unheard = Unsaid { ledger: self, intent: Some(intent) };
         let (batch, id) = (&intent.batch, intent.job);
-        let keys = [
-            self.keys.batch(batch),
-            self.keys.dead(batch),
-            self.keys.shard(batch, id),
-            self.keys.payload(batch, id),
-        ];
-        let word = Word::script(&self.link.scripts.depart, &keys)
+        let keys = vec![self.keys.shard(batch, id), self.keys.payload(batch, id)];
+        let word = Word::part(&self.link.scripts.depart, self.shared(batch, None), id, keys)
             .arg(&id.to_bytes()[..])
             .arg(intent.turn)
-            .arg(&*self.token)
             .arg(short(intent.call))
             .arg(self.number())
             .arg(intent.lasts_ms)
-            .arg(self.ttl.as_secs())
             .arg(json(intent)?);
         let answers = self.clerk.ask_and_know(vec![word]).await;
         if !matches!(answers, Err(Unheard { left: true, .. })) {
@@ -111,14 +104,11 @@ impl RedisLedger {
         if !lines.is_empty() {
             self.index_bill(&intent.batch, bill::day(intent));
         }
-        let mut word = self
+        let word = self
             .became(what, intent)
             .arg(tally.named().map(|(_, count)| count.to_string()).join(","))
             .arg(text)
-            .arg(lines.len());
-        for (name, cost) in &lines {
-            word = word.arg(name).arg(*cost);
-        }
+            .arg(lines.iter().map(|(name, cost)| format!("{cost} {name}")).collect::<Vec<_>>().join("\n"));
         if matches!(answered, Answered::Paid(_)) {
             // Somebody waits for it.
             let word = word.heard_by(self.told.expect(intent.job, intent.turn));
@@ -129,51 +119,45 @@ impl RedisLedger {
 
     /// The call of a dead process, or one that nobody waits for any more: whoever meets it need not wait, either.
     pub(super) fn tell_unanswered(&self, intent: &Intent) {
-        self.tell(self.became("lost", intent).arg("").arg("").arg(0));
+        self.tell(self.became("lost", intent).arg("").arg("").arg(""));
     }
 
     /// What became of a call.
     fn became(&self, what: &str, intent: &Intent) -> Word {
         let (batch, id) = (&intent.batch, intent.job);
-        let keys = [
-            self.keys.batch(batch),
-            self.keys.dead(batch),
-            self.keys.shard(batch, id),
-            self.keys.payload(batch, id),
-            self.keys.bill(batch, bill::day(intent)),
-        ];
-        Word::script(&self.link.scripts.answered, &keys)
+        let bill = self.keys.bill(batch, bill::day(intent));
+        let keys = vec![self.keys.shard(batch, id), self.keys.payload(batch, id)];
+        Word::part(&self.link.scripts.answered, self.shared(batch, Some(bill)), id, keys)
             .arg(what)
             .arg(&id.to_bytes()[..])
             .arg(intent.turn)
-            .arg(&*self.token)
             .arg(short(intent.call))
             .arg(self.number())
-            .arg(self.ttl.as_secs())
+    }
+
+    /// What the parts of a script have in common: the batch, its dead letters, and another key of it; this process, and the
+    /// time to keep.
+    fn shared(&self, batch: &BatchName, other: Option<Vec<u8>>) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+        let keys = [self.keys.batch(batch), self.keys.dead(batch)].into_iter().chain(other).collect();
+        let ttl = self.ttl.as_secs().to_string().into_bytes();
+        (keys, vec![self.token.as_bytes().to_vec(), ttl])
     }
 
     pub(super) fn tell_settled(&self, mark: &Mark) {
         let Mark { job, batch, turn, tally, end } = mark;
         self.told.forget(*job, *turn);
         self.index_batch(batch);
-        let keys = [
-            self.keys.batch(batch),
-            self.keys.dead(batch),
-            self.keys.shard(batch, *job),
-            self.keys.payload(batch, *job),
-            self.keys.hands(batch, *job),
-        ];
+        let keys =
+            vec![self.keys.shard(batch, *job), self.keys.payload(batch, *job), self.keys.hands(batch, *job)];
         let end = match end {
             End::Done => "done",
             End::Again => "again",
             End::Dead => "dead",
         };
-        let mut word = Word::script(&self.link.scripts.settled, &keys)
+        let mut word = Word::part(&self.link.scripts.settled, self.shared(batch, None), *job, keys)
             .arg(&job.to_bytes()[..])
             .arg(*turn)
-            .arg(&*self.token)
-            .arg(end)
-            .arg(self.ttl.as_secs());
+            .arg(end);
         for (_, count) in tally.named() {
             word = word.arg(count);
         }

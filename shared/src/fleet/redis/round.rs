@@ -1,12 +1,14 @@
 //! One round trip of many words, and what was heard of each.
 
-use redis::{ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value, aio::ConnectionLike};
+use std::collections::HashMap;
+
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value, aio::ConnectionLike};
 
 use super::{
     pool::{Away, Link},
     scripts::OF_THE_LEDGER,
     servers::Connection,
-    word::Word,
+    word::{Said, Word, together},
 };
 
 /// What was heard of a word.
@@ -60,16 +62,15 @@ async fn say(
     open: &[usize],
     loading: bool,
 ) -> Vec<(usize, RedisResult<Value>)> {
-    let mut groups: Vec<Vec<usize>> = Vec::new();
-    match connection {
-        Connection::Server(_) => groups.push(open.to_vec()),
-        Connection::Cluster(_) => {
-            for &at in open {
-                match groups.iter_mut().find(|group| words[group[0]].tag == words[at].tag) {
-                    Some(group) => group.push(at),
-                    None => groups.push(vec![at]),
-                }
-            }
+    let mut groups: Vec<Vec<Bundle>> = Vec::new();
+    for bundle in bundles(words, open) {
+        let of_tag = |group: &&mut Vec<Bundle>| match connection {
+            Connection::Server(_) => true,
+            Connection::Cluster(_) => words[group[0].words[0]].tag == words[bundle.words[0]].tag,
+        };
+        match groups.iter_mut().find(of_tag) {
+            Some(group) => group.push(bundle),
+            None => groups.push(vec![bundle]),
         }
     }
     let scripts: &[&str] = if loading { &OF_THE_LEDGER } else { &[] };
@@ -80,19 +81,78 @@ async fn say(
             for script in scripts {
                 pipeline.cmd("SCRIPT").arg("LOAD").arg(*script);
             }
-            for &at in &group {
-                pipeline.add_command(words[at].command.clone());
+            for bundle in &group {
+                pipeline.add_command(bundle.command(words));
             }
             match connection.req_packed_commands(&pipeline, 0, pipeline.len()).await {
                 Ok(values) => {
-                    let values = values.into_iter().skip(scripts.len()).map(Value::extract_error);
-                    group.into_iter().zip(values).collect()
+                    let values = values.into_iter().skip(scripts.len());
+                    group.into_iter().zip(values).flat_map(|(bundle, value)| bundle.answers(value)).collect()
                 }
-                Err(error) => group.into_iter().map(|at| (at, Err(error.clone()))).collect::<Vec<_>>(),
+                Err(error) => {
+                    let words = group.into_iter().flat_map(|bundle| bundle.words);
+                    words.map(|at| (at, Err(error.clone()))).collect::<Vec<_>>()
+                }
             }
         }
     });
     futures_util::future::join_all(said).await.concat()
+}
+
+/// Words that are one command: a single one, or parts of a script.
+struct Bundle {
+    words: Vec<usize>,
+    are_parts: bool,
+}
+
+/// Puts the parts of one call of a script together. What is said of one job stays in its order; all else is of the order that
+/// it was said in, but for parts that go ahead with others.
+fn bundles(words: &[Word], open: &[usize]) -> Vec<Bundle> {
+    let mut bundles: Vec<Bundle> = Vec::new();
+    let (mut of_call, mut of_job) = (HashMap::new(), HashMap::new());
+    for &at in open {
+        let Some(part) = words[at].as_part() else {
+            bundles.push(Bundle { words: vec![at], are_parts: false });
+            continue;
+        };
+        let call = (&part.hash, &part.shared);
+        let not_before = of_job.get(&part.job).copied().unwrap_or(0);
+        let place = match of_call.get(&call) {
+            Some(&place) if place >= not_before => place,
+            _ => {
+                bundles.push(Bundle { words: Vec::new(), are_parts: true });
+                bundles.len() - 1
+            }
+        };
+        bundles[place].words.push(at);
+        of_call.insert(call, place);
+        of_job.insert(part.job, place);
+    }
+    bundles
+}
+
+impl Bundle {
+    fn command(&self, words: &[Word]) -> Cmd {
+        let said: Vec<&Word> = self.words.iter().map(|at| &words[*at]).collect();
+        match &said[0].said {
+            Said::Command { command, .. } => command.clone(),
+            Said::Part(_) => together(&said),
+        }
+    }
+
+    /// The answer to each word of it. A script that could not be called at all is no answer to any of its parts.
+    fn answers(self, value: Value) -> Vec<(usize, RedisResult<Value>)> {
+        match value {
+            Value::Array(answers) if self.are_parts && answers.len() == self.words.len() => {
+                let answers = answers.into_iter().map(Value::extract_error);
+                self.words.into_iter().zip(answers).collect()
+            }
+            value => {
+                let answer = value.extract_error();
+                self.words.into_iter().map(|at| (at, answer.clone())).collect()
+            }
+        }
+    }
 }
 
 enum Sorted {
@@ -112,5 +172,52 @@ fn sort(answer: RedisResult<Value>) -> Sorted {
             _ if error.code() == Some("WRONGTYPE") => Sorted::Sound(Answer::Refused(error.to_string())),
             _ => Sorted::Ill(error),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use redis::Script;
+
+    use super::*;
+    use crate::id::Id;
+
+    fn word(script: &Script, batch: u8, job: u8) -> Word {
+        let shared = (vec![format!("{{{batch}}}").into_bytes()], Vec::new());
+        Word::part(script, shared, Id::from_bytes([job; 16]), vec![vec![job]])
+    }
+
+    proptest! {
+        /// Each word is said once, those of one job in the order in which they were handed in, and parts of different calls
+        /// never in one.
+        #[test]
+        fn what_is_said_of_a_job_stays_in_order(said in prop::collection::vec((0..3usize, 0..2u8, 0..4u8), 0..60)) {
+            let scripts = ["a", "b", "c"].map(Script::new);
+            let words: Vec<Word> = said.iter().map(|(script, batch, job)| word(&scripts[*script], *batch, *job)).collect();
+            let open: Vec<usize> = (0..words.len()).collect();
+            let bundles = bundles(&words, &open);
+            let order: Vec<usize> = bundles.iter().flat_map(|bundle| bundle.words.clone()).collect();
+            let mut all = order.clone();
+            all.sort_unstable();
+            prop_assert_eq!(all, open);
+            for (batch, job) in said.iter().map(|(_, batch, job)| (batch, job)) {
+                let of_it: Vec<usize> =
+                    order.iter().copied().filter(|at| said[*at].1 == *batch && said[*at].2 == *job).collect();
+                prop_assert!(of_it.is_sorted(), "{:?}", of_it);
+            }
+            for bundle in bundles {
+                let first = &said[bundle.words[0]];
+                prop_assert!(bundle.words.iter().all(|at| said[*at].0 == first.0 && said[*at].1 == first.1));
+            }
+        }
+    }
+
+    #[test]
+    fn words_of_many_jobs_are_few_commands() {
+        let scripts = ["a", "b", "c"].map(Script::new);
+        let words: Vec<Word> =
+            (0..30).flat_map(|job| scripts.each_ref().map(|script| word(script, 0, job))).collect();
+        assert_eq!(bundles(&words, &(0..90).collect::<Vec<_>>()).len(), 3);
     }
 }

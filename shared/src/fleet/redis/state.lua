@@ -158,3 +158,23 @@ local function overtake(state, turn, batch, dead, id, buried)
     state.kind = nil
   end
 end
+
+-- Does `work` for each part of a call, with its keys and arguments, behind the `shared` keys and the process and time that all
+-- have in common. A part that can't be done is answered so, and the others are done all the same.
+local function each(shared, keys, arguments, work)
+  local answers = {}
+  for part = 1, (#KEYS - shared) / keys do
+    local own = {unpack(KEYS, shared + (part - 1) * keys + 1, shared + part * keys)}
+    local first = 2 + (part - 1) * arguments
+    for at = 1, arguments do
+      own[keys + at] = ARGV[first + at]
+    end
+    local done, answer = pcall(work, unpack(own, 1, keys + arguments))
+    if not done and type(answer) ~= 'table' then
+      -- Before Redis 7 what goes wrong is told as a text.
+      answer = {err = 'ERR ' .. tostring(answer)}
+    end
+    answers[part] = answer
+  end
+  return answers
+end
