@@ -189,22 +189,13 @@ async fn an_intent_that_arrives_after_it_was_taken_back_is_not_recorded() {
         ["", "d", "j", "c", "bill"].map(|part| format!("{{late}}{part}"));
     let departs = async |number: u64| {
         let mut script = depart.key(&[&batch, &dead, &shard, &payload]);
-        script.arg("job").arg(0).arg("process").arg("call").arg(number).arg(60_000).arg(60).arg("{}");
-        script.invoke_async::<Vec<String>>(&mut connection.clone()).await.unwrap().remove(0)
+        script.arg("process").arg(60).arg("job").arg(0).arg("call").arg(number).arg(60_000).arg("{}").arg("");
+        script.invoke_async::<Vec<Vec<String>>>(&mut connection.clone()).await.unwrap().remove(0).remove(0)
     };
     assert_eq!(departs(1).await, "clear");
-    let mut taken_back = answered.key(&[&batch, &dead, &shard, &payload, &bill]);
-    taken_back
-        .arg("untold")
-        .arg("job")
-        .arg(0)
-        .arg("process")
-        .arg("call")
-        .arg(3)
-        .arg(60)
-        .arg("")
-        .arg("")
-        .arg(0);
+    let mut taken_back = answered.key(&[&batch, &dead, &bill, &shard, &payload]);
+    taken_back.arg("process").arg(60).arg("untold").arg("job").arg(0).arg("call").arg(3);
+    taken_back.arg("").arg("").arg("").arg("");
     taken_back.invoke_async::<()>(&mut connection.clone()).await.unwrap();
     assert_eq!(departs(2).await, "over", "it comes late");
     assert_eq!(departs(4).await, "clear", "it was said later");

@@ -132,7 +132,7 @@ async fn look(holds: &Holds, wire: &Wire, keys: &Keys) -> Result<(), Away> {
         tracing::warn!(%batch, hold = ?lost.hold, "the server lost what keeps a batch: it is told again");
         // What keeps a batch is always JSON.
         let text = serde_json::to_string(&lost).unwrap_or_default();
-        let mut script = wire.link.scripts.hold.key(keys.held());
+        let mut script = wire.link.scripts.hold.script.key(keys.held());
         script.arg(batch.as_str()).arg(text).arg(wire.channel()).arg(new_name());
         let work = move |mut connection: Connection| async move {
             script.invoke_async::<redis::Value>(&mut connection).await

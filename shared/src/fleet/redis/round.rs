@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 
-use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value, aio::ConnectionLike};
+use redis::{ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value, aio::ConnectionLike};
 
 use super::{
     pool::{Away, Link},
-    scripts::OF_THE_LEDGER,
     servers::Connection,
-    word::{Said, Word, together},
+    word::{Word, together},
 };
 
 /// What was heard of a word.
@@ -32,14 +31,13 @@ pub(super) async fn round(link: &Link, words: &[Word]) -> (Vec<Answer>, Option<A
     let work = move |connection: Connection| async move {
         let mut open: Vec<usize> = (0..words.len()).collect();
         let mut ill = None;
-        for loaded in [false, true] {
+        for forgotten in [false, true] {
             *counted += 1;
             let mut unknown = Vec::new();
-            for (at, answer) in say(&connection, words, &open, loaded).await {
+            for (at, answer) in say(&connection, words, &open, forgotten).await {
                 match sort(answer) {
                     Sorted::Sound(answer) => heard[at] = answer,
-                    Sorted::NoScript if !loaded => unknown.push(at),
-                    Sorted::NoScript => {}
+                    Sorted::NoScript => unknown.push(at),
                     Sorted::Ill(error) => ill = ill.or(Some(error)),
                 }
             }
@@ -54,13 +52,13 @@ pub(super) async fn round(link: &Link, words: &[Word]) -> (Vec<Answer>, Option<A
     (answers, away, trips)
 }
 
-/// The words at `open` in one pipeline; on a cluster in one for each of their tags, all at once. With `loading` the scripts go
-/// ahead in it, so that nobody makes the server forget them in between.
+/// The words at `open` in one pipeline; on a cluster in one for each of their tags, all at once. With the text of their scripts
+/// where those are `forgotten`: what was loaded ahead of them could be forgotten in between.
 async fn say(
     connection: &Connection,
     words: &[Word],
     open: &[usize],
-    loading: bool,
+    forgotten: bool,
 ) -> Vec<(usize, RedisResult<Value>)> {
     let mut groups: Vec<Vec<Bundle>> = Vec::new();
     for bundle in bundles(words, open) {
@@ -73,20 +71,16 @@ async fn say(
             None => groups.push(vec![bundle]),
         }
     }
-    let scripts: &[&str] = if loading { &OF_THE_LEDGER } else { &[] };
     let said = groups.into_iter().map(|group| {
         let mut connection = connection.clone();
         async move {
-            let mut pipeline = Pipeline::with_capacity(scripts.len() + group.len());
-            for script in scripts {
-                pipeline.cmd("SCRIPT").arg("LOAD").arg(*script);
-            }
+            let mut pipeline = Pipeline::with_capacity(group.len());
             for bundle in &group {
-                pipeline.add_command(bundle.command(words));
+                let said: Vec<&Word> = bundle.words.iter().map(|at| &words[*at]).collect();
+                pipeline.add_command(together(&said, forgotten));
             }
             match connection.req_packed_commands(&pipeline, 0, pipeline.len()).await {
                 Ok(values) => {
-                    let values = values.into_iter().skip(scripts.len());
                     group.into_iter().zip(values).flat_map(|(bundle, value)| bundle.answers(value)).collect()
                 }
                 Err(error) => {
@@ -111,11 +105,11 @@ fn bundles(words: &[Word], open: &[usize]) -> Vec<Bundle> {
     let mut bundles: Vec<Bundle> = Vec::new();
     let (mut of_call, mut of_job) = (HashMap::new(), HashMap::new());
     for &at in open {
-        let Some(part) = words[at].as_part() else {
+        let Some((script, part)) = words[at].as_part() else {
             bundles.push(Bundle { words: vec![at], are_parts: false });
             continue;
         };
-        let call = (&part.hash, &part.shared);
+        let call = (script, &part.shared);
         let not_before = of_job.get(&part.job).copied().unwrap_or(0);
         let place = match of_call.get(&call) {
             Some(&place) if place >= not_before => place,
@@ -132,14 +126,6 @@ fn bundles(words: &[Word], open: &[usize]) -> Vec<Bundle> {
 }
 
 impl Bundle {
-    fn command(&self, words: &[Word]) -> Cmd {
-        let said: Vec<&Word> = self.words.iter().map(|at| &words[*at]).collect();
-        match &said[0].said {
-            Said::Command { command, .. } => command.clone(),
-            Said::Part(_) => together(&said),
-        }
-    }
-
     /// The answer to each word of it. A script that could not be called at all is no answer to any of its parts.
     fn answers(self, value: Value) -> Vec<(usize, RedisResult<Value>)> {
         match value {
@@ -177,13 +163,11 @@ fn sort(answer: RedisResult<Value>) -> Sorted {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-    use redis::Script;
-
     use super::*;
-    use crate::id::Id;
+    use crate::{fleet::redis::scripts::LedgerScript, id::Id};
+    use proptest::prelude::*;
 
-    fn word(script: &Script, batch: u8, job: u8) -> Word {
+    fn word(script: &LedgerScript, batch: u8, job: u8) -> Word {
         let shared = (vec![format!("{{{batch}}}").into_bytes()], Vec::new());
         Word::part(script, shared, Id::from_bytes([job; 16]), vec![vec![job]])
     }
@@ -193,7 +177,7 @@ mod tests {
         /// never in one.
         #[test]
         fn what_is_said_of_a_job_stays_in_order(said in prop::collection::vec((0..3usize, 0..2u8, 0..4u8), 0..60)) {
-            let scripts = ["a", "b", "c"].map(Script::new);
+            let scripts = ["a", "b", "c"].map(LedgerScript::new);
             let words: Vec<Word> = said.iter().map(|(script, batch, job)| word(&scripts[*script], *batch, *job)).collect();
             let open: Vec<usize> = (0..words.len()).collect();
             let bundles = bundles(&words, &open);
@@ -215,7 +199,7 @@ mod tests {
 
     #[test]
     fn words_of_many_jobs_are_few_commands() {
-        let scripts = ["a", "b", "c"].map(Script::new);
+        let scripts = ["a", "b", "c"].map(LedgerScript::new);
         let words: Vec<Word> =
             (0..30).flat_map(|job| scripts.each_ref().map(|script| word(script, 0, job))).collect();
         assert_eq!(bundles(&words, &(0..90).collect::<Vec<_>>()).len(), 3);

@@ -3,6 +3,18 @@
 
 use redis::Script;
 
+/// A script of the ledger. A round trip calls it by its hash, or by its text where the server forgot it.
+pub(super) struct LedgerScript {
+    pub(super) script: Script,
+    pub(super) text: &'static str,
+}
+
+impl LedgerScript {
+    pub(super) fn new(text: &'static str) -> Self {
+        Self { script: Script::new(text), text }
+    }
+}
+
 /// All of them.
 pub(super) struct Scripts {
     pub(super) reserve: Script,
@@ -14,16 +26,16 @@ pub(super) struct Scripts {
     pub(super) amend: Script,
     pub(super) share: Script,
     pub(super) look: Script,
-    pub(super) depart: Script,
-    pub(super) answered: Script,
-    pub(super) settled: Script,
-    pub(super) take_up: Script,
-    pub(super) reopen: Script,
-    pub(super) expect: Script,
-    pub(super) say_complete: Script,
-    pub(super) hold: Script,
-    pub(super) claim: Script,
-    pub(super) give_up: Script,
+    pub(super) depart: LedgerScript,
+    pub(super) answered: LedgerScript,
+    pub(super) settled: LedgerScript,
+    pub(super) take_up: LedgerScript,
+    pub(super) reopen: LedgerScript,
+    pub(super) expect: LedgerScript,
+    pub(super) say_complete: LedgerScript,
+    pub(super) hold: LedgerScript,
+    pub(super) claim: LedgerScript,
+    pub(super) give_up: LedgerScript,
 }
 
 /// A script behind what is known of a job's state.
@@ -44,10 +56,6 @@ const HOLD: &str = include_str!("hold.lua");
 const CLAIM: &str = include_str!("claim.lua");
 const GIVE_UP: &str = include_str!("give_up.lua");
 
-/// The ledger's, for a round trip that brings along what a server forgot.
-pub(super) const OF_THE_LEDGER: [&str; 10] =
-    [DEPART, ANSWERED, SETTLED, TAKE_UP, REOPEN, EXPECT, SAY_COMPLETE, HOLD, CLAIM, GIVE_UP];
-
 impl Scripts {
     pub(super) fn new() -> Self {
         Self {
@@ -60,16 +68,16 @@ impl Scripts {
             amend: Script::new(include_str!("amend.lua")),
             share: Script::new(include_str!("share.lua")),
             look: Script::new(include_str!("look.lua")),
-            depart: Script::new(DEPART),
-            answered: Script::new(ANSWERED),
-            settled: Script::new(SETTLED),
-            take_up: Script::new(TAKE_UP),
-            reopen: Script::new(REOPEN),
-            expect: Script::new(EXPECT),
-            say_complete: Script::new(SAY_COMPLETE),
-            hold: Script::new(HOLD),
-            claim: Script::new(CLAIM),
-            give_up: Script::new(GIVE_UP),
+            depart: LedgerScript::new(DEPART),
+            answered: LedgerScript::new(ANSWERED),
+            settled: LedgerScript::new(SETTLED),
+            take_up: LedgerScript::new(TAKE_UP),
+            reopen: LedgerScript::new(REOPEN),
+            expect: LedgerScript::new(EXPECT),
+            say_complete: LedgerScript::new(SAY_COMPLETE),
+            hold: LedgerScript::new(HOLD),
+            claim: LedgerScript::new(CLAIM),
+            give_up: LedgerScript::new(GIVE_UP),
         }
     }
 
@@ -87,16 +95,16 @@ impl Scripts {
             amend,
             share,
             look,
-            depart,
-            answered,
-            settled,
-            take_up,
-            reopen,
-            expect,
-            say_complete,
-            hold,
-            claim,
-            give_up,
+            &depart.script,
+            &answered.script,
+            &settled.script,
+            &take_up.script,
+            &reopen.script,
+            &expect.script,
+            &say_complete.script,
+            &hold.script,
+            &claim.script,
+            &give_up.script,
         ]
     }
 }

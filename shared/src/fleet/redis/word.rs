@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use redis::{Arg, Cmd, Script, ToRedisArgs, Value};
+use redis::{Arg, Cmd, ToRedisArgs, Value};
 use tokio::{sync::oneshot, time::Instant};
 
-use super::keys::tag;
+use super::{keys::tag, scripts::LedgerScript};
 use crate::{batch::BatchName, id::Id};
 
 /// What matters after a crash waits this long for others to go along.
@@ -32,23 +32,33 @@ pub(super) struct Word {
 
 /// How it is said.
 pub(super) enum Said {
-    /// As a command of its own.
-    Command { command: Cmd, is_script: bool },
-    /// Together with others of its kind.
-    Part(Part),
+    /// As a plain command.
+    Command(Cmd),
+    /// As a call of a script, or a part of one.
+    Call(Call),
 }
 
-/// One job's part of a script that takes those of many jobs of a batch, and answers each.
-pub(super) struct Part {
-    /// The script.
+/// A script with its keys and arguments.
+pub(super) struct Call {
+    /// The script's.
     pub(super) hash: String,
-    /// What all parts of one call of it have in common: keys, and arguments.
-    pub(super) shared: (Vec<Vec<u8>>, Vec<Vec<u8>>),
-    /// The job. What is said of one job is said in its order.
-    pub(super) job: Id,
+    text: &'static str,
+    /// Of a part of a script that takes those of many jobs, and answers each.
+    pub(super) part: Option<Part>,
     keys: Vec<Vec<u8>>,
     arguments: Vec<Vec<u8>>,
 }
+
+/// What makes a word one of many in one call.
+pub(super) struct Part {
+    /// What all parts of the call have in common: keys, and arguments.
+    pub(super) shared: Common,
+    /// What is said of one job is said in its order.
+    pub(super) job: Id,
+}
+
+/// Keys, and arguments.
+pub(super) type Common = (Vec<Vec<u8>>, Vec<Vec<u8>>);
 
 /// Who hears the answer.
 pub(super) enum Heard {
@@ -72,43 +82,39 @@ pub(super) struct Unheard {
 
 impl Word {
     /// A script's: `keys` share one tag.
-    pub(super) fn script(script: &Script, keys: &[Vec<u8>]) -> Self {
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(script.get_hash()).arg(keys.len()).arg(keys);
-        Self::new(Said::Command { command, is_script: true }, &keys[0])
+    pub(super) fn script(script: &LedgerScript, keys: &[Vec<u8>]) -> Self {
+        Self::call(script, keys.to_vec(), None)
+    }
+
+    /// A job's part of a script. All keys, the shared ones among them, share one tag; behind its arguments the script finds
+    /// whether the part may have been done before.
+    pub(super) fn part(script: &LedgerScript, shared: Common, job: Id, keys: Vec<Vec<u8>>) -> Self {
+        Self::call(script, keys, Some(Part { shared, job }))
+    }
+
+    fn call(script: &LedgerScript, keys: Vec<Vec<u8>>, part: Option<Part>) -> Self {
+        let tag = tag(&keys[0]).to_vec();
+        let (hash, text) = (script.script.get_hash().to_owned(), script.text);
+        Self::new(Said::Call(Call { hash, text, part, keys, arguments: Vec::new() }), tag)
     }
 
     /// A plain command's, on one key.
     pub(super) fn plain(name: &str, key: &[u8]) -> Self {
         let mut command = redis::cmd(name);
         command.arg(key);
-        Self::new(Said::Command { command, is_script: false }, key)
+        Self::new(Said::Command(command), tag(key).to_vec())
     }
 
-    /// A job's part of a script. All keys, the shared ones among them, share one tag; behind its arguments the script finds
-    /// whether the part may have been done before.
-    pub(super) fn part(
-        script: &Script,
-        shared: (Vec<Vec<u8>>, Vec<Vec<u8>>),
-        job: Id,
-        keys: Vec<Vec<u8>>,
-    ) -> Self {
-        let tagged = keys[0].clone();
-        let hash = script.get_hash().to_owned();
-        Self::new(Said::Part(Part { hash, shared, job, keys, arguments: Vec::new() }), &tagged)
-    }
-
-    fn new(said: Said, key: &[u8]) -> Self {
-        let (tag, due) = (tag(key).to_vec(), Instant::now());
-        Self { said, tag, heard: Heard::No, due, is_again: false, tries: 0 }
+    fn new(said: Said, tag: Vec<u8>) -> Self {
+        Self { said, tag, heard: Heard::No, due: Instant::now(), is_again: false, tries: 0 }
     }
 
     pub(super) fn arg(mut self, argument: impl ToRedisArgs) -> Self {
         match &mut self.said {
-            Said::Command { command, .. } => {
+            Said::Command(command) => {
                 command.arg(argument);
             }
-            Said::Part(part) => part.arguments.extend(argument.to_redis_args()),
+            Said::Call(call) => call.arguments.extend(argument.to_redis_args()),
         }
         self
     }
@@ -123,17 +129,20 @@ impl Word {
         self
     }
 
-    /// What it is a part of, where it is one.
-    pub(super) fn as_part(&self) -> Option<&Part> {
-        if let Said::Part(part) = &self.said { Some(part) } else { None }
+    /// The script, and what it is a part of, where it is one.
+    pub(super) fn as_part(&self) -> Option<(&str, &Part)> {
+        match &self.said {
+            Said::Call(Call { hash, part: Some(part), .. }) => Some((hash, part)),
+            _ => None,
+        }
     }
 
     /// About how much memory it takes.
     pub(super) fn bytes(&self) -> usize {
         let length = |argument| if let Arg::Simple(bytes) = argument { <[u8]>::len(bytes) } else { 1 };
         let said: usize = match &self.said {
-            Said::Command { command, .. } => command.args_iter().map(length).sum(),
-            Said::Part(Part { keys, arguments, .. }) => keys.iter().chain(arguments).map(Vec::len).sum(),
+            Said::Command(command) => command.args_iter().map(length).sum(),
+            Said::Call(Call { keys, arguments, .. }) => keys.iter().chain(arguments).map(Vec::len).sum(),
         };
         said + ALONE
     }
@@ -141,28 +150,42 @@ impl Word {
     /// It was not heard. Where it left, it may have been done all the same: a script is told so.
     pub(super) fn say_again(&mut self, left: bool) {
         self.tries += 1;
-        if left && !self.is_again {
-            self.is_again = true;
-            if let Said::Command { command, is_script: true } = &mut self.said {
-                command.arg(AGAIN);
-            }
-        }
+        self.is_again |= left;
     }
 }
 
-/// One call of a script for all of `words`, which are parts of it.
-pub(super) fn together(words: &[&Word]) -> Cmd {
-    let parts = || words.iter().filter_map(|word| Some((word.as_part()?, word.is_again)));
-    let mut command = redis::cmd("EVALSHA");
-    let Some((Part { hash, shared: (keys, arguments), .. }, _)) = parts().next() else { return command };
-    let own: usize = parts().map(|(part, _)| part.keys.len()).sum();
-    command.arg(hash).arg(keys.len() + own).arg(keys);
-    for (part, _) in parts() {
-        command.arg(&part.keys);
+/// The command that says `words`: a single one, or parts of one call. With its script's text where that is `forgotten`.
+pub(super) fn together(words: &[&Word], forgotten: bool) -> Cmd {
+    let calls = || {
+        words.iter().filter_map(|word| match &word.said {
+            Said::Call(call) => Some((call, word.is_again)),
+            Said::Command(_) => None,
+        })
+    };
+    let first = match &words[0].said {
+        Said::Command(command) => return command.clone(),
+        Said::Call(call) => call,
+    };
+    let mut command = if forgotten { redis::cmd("EVAL") } else { redis::cmd("EVALSHA") };
+    command.arg(if forgotten { first.text } else { &first.hash });
+    let (keys, arguments) = first.part.as_ref().map_or_else(<(&[_], &[_])>::default, |part| {
+        let (keys, arguments) = &part.shared;
+        (&keys[..], &arguments[..])
+    });
+    let own: usize = calls().map(|(call, _)| call.keys.len()).sum();
+    command.arg(keys.len() + own).arg(keys);
+    for (call, _) in calls() {
+        command.arg(&call.keys);
     }
     command.arg(arguments);
-    for (part, is_again) in parts() {
-        command.arg(&part.arguments).arg(if is_again { AGAIN } else { "" });
+    for (call, is_again) in calls() {
+        command.arg(&call.arguments);
+        match (is_again, &call.part) {
+            (true, _) => drop(command.arg(AGAIN)),
+            // Each part has as many arguments.
+            (false, Some(_)) => drop(command.arg("")),
+            (false, None) => {}
+        }
     }
     command
 }
