@@ -57,11 +57,16 @@ impl RedisLedger {
         self.tell(word.arg(self.claim(number)));
     }
 
-    fn claiming(&self, key: Id, number: u64, claim_for: Duration, gone: &[u8]) -> Word {
-        Word::script(&self.link.scripts.claim, &[self.keys.answer(key)])
-            .arg(self.claim(number))
-            .arg(claim_for.as_millis().max(1) as u64)
-            .arg(gone)
+    /// Claims what is neither kept nor claimed.
+    fn claiming(&self, key: Id, number: u64, claim_for: Duration) -> Word {
+        let word = Word::plain("SET", &self.keys.answer(key)).arg(self.claim(number));
+        word.arg("NX").arg("GET").arg("PX").arg(millis(claim_for))
+    }
+
+    /// Claims what is claimed by a process that is gone.
+    fn taking_over(&self, key: Id, number: u64, claim_for: Duration, gone: &[u8]) -> Word {
+        let word = Word::script(&self.link.scripts.take_over, &[self.keys.answer(key)]);
+        word.arg(self.claim(number)).arg(millis(claim_for)).arg(gone)
     }
 
     /// Takes over the claims of processes that are gone.
@@ -87,7 +92,7 @@ impl RedisLedger {
             return Ok(());
         }
         let ask =
-            |(at, claim, _): &(usize, Vec<u8>, String)| self.claiming(keys[*at], number, claim_for, claim);
+            |(at, claim, _): &(usize, Vec<u8>, String)| self.taking_over(keys[*at], number, claim_for, claim);
         let answers = self.clerk.ask(claims.iter().map(ask).collect()).await?;
         for ((at, ..), answer) in claims.into_iter().zip(answers) {
             there[at] = there_of(answer)?;
@@ -101,7 +106,7 @@ impl Answers for RedisLedger {
     async fn recall(&self, keys: &[Id], claim_for: Duration) -> Result<Vec<Recalled>, LedgerError> {
         let number = self.number();
         let mut unsaid = Unsaid { ledger: self, number, keys };
-        let ask = |key: &Id| self.claiming(*key, number, claim_for, b"");
+        let ask = |key: &Id| self.claiming(*key, number, claim_for);
         let answers = self.clerk.ask_and_know(keys.iter().map(ask).collect()).await;
         if matches!(answers, Err(Unheard { left: false, .. })) {
             unsaid.keys = &[];
@@ -138,7 +143,7 @@ impl Answers for RedisLedger {
             Err(error) => return tracing::error!(%error, "an answer can't be kept"),
         };
         let word = Word::plain("SET", &self.keys.answer(key)).arg(format!("k{text}"));
-        self.tell(word.arg("PX").arg(ttl.as_millis().max(1) as u64));
+        self.tell(word.arg("PX").arg(millis(ttl)));
     }
 
     fn give_up(&self, key: Id) {
@@ -154,12 +159,15 @@ fn token_of(claim: &[u8]) -> Option<String> {
     text.split_once('.').map(|(token, _)| token.to_owned())
 }
 
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+/// What was there before.
 fn there_of(answer: Value) -> Result<There, LedgerError> {
-    let mut words = read::<Vec<Vec<u8>>>(answer)?.into_iter();
-    let (word, said) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    Ok(match &*word {
-        b"claimed" => There::Claimed,
-        b"found" => There::Kept(parse(said.get(1..).unwrap_or_default())?),
+    let Some(said) = read::<Option<Vec<u8>>>(answer)? else { return Ok(There::Claimed) };
+    Ok(match said.split_first() {
+        Some((b'k', kept)) => There::Kept(parse(kept)?),
         _ => There::Awaited(said),
     })
 }

@@ -34,7 +34,7 @@ pub(super) struct Scripts {
     pub(super) expect: LedgerScript,
     pub(super) say_complete: LedgerScript,
     pub(super) hold: LedgerScript,
-    pub(super) claim: LedgerScript,
+    pub(super) take_over: LedgerScript,
     pub(super) give_up: LedgerScript,
 }
 
@@ -53,7 +53,7 @@ const REOPEN: &str = on_state!("reopen.lua");
 const EXPECT: &str = on_state!("expect.lua");
 const SAY_COMPLETE: &str = include_str!("say_complete.lua");
 const HOLD: &str = include_str!("hold.lua");
-const CLAIM: &str = include_str!("claim.lua");
+const TAKE_OVER: &str = include_str!("take_over.lua");
 const GIVE_UP: &str = include_str!("give_up.lua");
 
 impl Scripts {
@@ -76,7 +76,7 @@ impl Scripts {
             expect: LedgerScript::new(EXPECT),
             say_complete: LedgerScript::new(SAY_COMPLETE),
             hold: LedgerScript::new(HOLD),
-            claim: LedgerScript::new(CLAIM),
+            take_over: LedgerScript::new(TAKE_OVER),
             give_up: LedgerScript::new(GIVE_UP),
         }
     }
@@ -84,7 +84,7 @@ impl Scripts {
     pub(super) fn all(&self) -> [&Script; 19] {
         let Self { reserve, hold_off, open, late, refund, remember, amend, share, look, .. } = self;
         let Self { depart, answered, settled, take_up, reopen, expect, say_complete, .. } = self;
-        let Self { hold, claim, give_up, .. } = self;
+        let Self { hold, take_over, give_up, .. } = self;
         [
             reserve,
             hold_off,
@@ -103,7 +103,7 @@ impl Scripts {
             &expect.script,
             &say_complete.script,
             &hold.script,
-            &claim.script,
+            &take_over.script,
             &give_up.script,
         ]
     }

@@ -171,7 +171,7 @@ local function each(shared, keys, arguments, work)
     end
     local done, answer = pcall(work, unpack(own, 1, keys + arguments))
     if not done and type(answer) ~= 'table' then
-      -- Before Redis 7 what goes wrong is told as a text.
+      -- What Lua itself raises is a text, what a command raises is a table.
       answer = {err = 'ERR ' .. tostring(answer)}
     end
     answers[part] = answer
