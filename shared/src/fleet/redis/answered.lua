@@ -8,15 +8,15 @@
 -- Returns  of each call {'over'} where it was paid for and comes too late, else {'stands'}
 local batch, dead, bill = KEYS[1], KEYS[2], KEYS[3]
 local token, ttl = ARGV[1], tonumber(ARGV[2])
--- By field of the bill, what is added to it.
-local billed = {}
+local stands, over = {'stands'}, {'over'}
+-- How many calls are new on the bill, by their lines: most have the same. For free, and paid.
+local free, paid = {}, {}
 
-local function add(field, number)
-  billed[field] = (billed[field] or 0) + number
-end
-
-local function answered(shard, payload, what, id, turn, call, n, tally, follows, lines, again)
-  turn, n, again = tonumber(turn), tonumber(n), again == 'again'
+local function answered(key, argument)
+  local shard, payload = KEYS[key + 1], KEYS[key + 2]
+  local what, id, turn = ARGV[argument + 1], ARGV[argument + 2], tonumber(ARGV[argument + 3])
+  local call, n, lines = ARGV[argument + 4], tonumber(ARGV[argument + 5]), ARGV[argument + 8]
+  local again = ARGV[argument + 9] == 'again'
   local state = read(shard, id)
   local news, late = false, false
 
@@ -30,8 +30,8 @@ local function answered(shard, payload, what, id, turn, call, n, tally, follows,
       overtake(state, turn, batch, dead, id)
       -- Of a call that is under way, the shard's time was seen to when it left.
       local shard_ttl = state.kind ~= 'O' and ttl or nil
-      write(shard, id, shard_ttl, string.format('%.0f A %.0f %s %s', state.floor, turn, call, tally))
-      redis.call('SET', payload, follows, 'EX', ttl)
+      write(shard, id, shard_ttl, string.format('%.0f A %.0f %s %s', state.floor, turn, call, ARGV[argument + 6]))
+      redis.call('SET', payload, ARGV[argument + 7], 'EX', ttl)
       news = true
     end
   elseif what == 'lost' then
@@ -49,23 +49,35 @@ local function answered(shard, payload, what, id, turn, call, n, tally, follows,
   end
 
   if news then
-    for cost, name in string.gmatch(lines, '(%d+) ([^\n]+)') do
-      if what == 'free' then
-        add('f' .. name, 1)
-      else
-        add('c' .. name, 1)
-        add('m' .. name, tonumber(cost))
-      end
-    end
+    local bill_of = what == 'free' and free or paid
+    bill_of[lines] = (bill_of[lines] or 0) + 1
   end
-  return late and {'over'} or {'stands'}
+  return late and over or stands
 end
 
 local answers = each(3, 2, 9, answered)
-for field, number in pairs(billed) do
+-- By field of the bill, what is added to it.
+local billed = {}
+
+local function add(field, number)
   if number > 0 then
-    redis.call('HINCRBY', bill, field, text(number))
+    billed[field] = (billed[field] or 0) + number
   end
+end
+
+for lines, calls in pairs(free) do
+  for _, name in string.gmatch(lines, '(%d+) ([^\n]+)') do
+    add('f' .. name, calls)
+  end
+end
+for lines, calls in pairs(paid) do
+  for cost, name in string.gmatch(lines, '(%d+) ([^\n]+)') do
+    add('c' .. name, calls)
+    add('m' .. name, tonumber(cost) * calls)
+  end
+end
+for field, number in pairs(billed) do
+  redis.call('HINCRBY', bill, field, text(number))
 end
 if next(billed) then
   keep(bill, KEPT)

@@ -106,7 +106,7 @@ impl RedisLedger {
         }
         let word = self
             .became(what, intent)
-            .arg(tally.named().map(|(_, count)| count.to_string()).join(","))
+            .arg(counts(&tally))
             .arg(text)
             .arg(lines.iter().map(|(name, cost)| format!("{cost} {name}")).collect::<Vec<_>>().join("\n"));
         if matches!(answered, Answered::Paid(_)) {
@@ -154,13 +154,11 @@ impl RedisLedger {
             End::Again => "again",
             End::Dead => "dead",
         };
-        let mut word = Word::part(&self.link.scripts.settled, self.shared(batch, None), *job, keys)
+        let word = Word::part(&self.link.scripts.settled, self.shared(batch, None), *job, keys)
             .arg(&job.to_bytes()[..])
             .arg(*turn)
-            .arg(end);
-        for (_, count) in tally.named() {
-            word = word.arg(count);
-        }
+            .arg(end)
+            .arg(counts(tally));
         self.clerk.tell(word.heard_by(Heard::Completed(batch.clone())).within(LATER));
     }
 
@@ -181,6 +179,11 @@ impl RedisLedger {
         let mut answers = self.clerk.ask(vec![closed, word]).await?;
         read(answers.remove(1))
     }
+}
+
+/// A tally as the scripts read it.
+fn counts(tally: &Tally) -> String {
+    tally.named().map(|(_, count)| count.to_string()).join(",")
 }
 
 /// Enough of a call's id to tell it from the others of its job.

@@ -6,11 +6,14 @@
 local batch, dead = KEYS[1], KEYS[2]
 local token, ttl = ARGV[1], tonumber(ARGV[2])
 local now = tonumber(redis.call('TIME')[1])
+local clear = {'clear'}
 
-local function depart(shard, payload, id, turn, call, n, lasts, intent)
-  turn = tonumber(turn)
+local function depart(key, argument)
+  local shard, payload = KEYS[key + 1], KEYS[key + 2]
+  local id, call, number = ARGV[argument + 1], ARGV[argument + 3], ARGV[argument + 4]
+  local turn = tonumber(ARGV[argument + 2])
   local state = read(shard, id)
-  if state.kind == 'U' and state.token == token and tonumber(n) <= state.n then
+  if state.kind == 'U' and state.token == token and tonumber(number) <= state.n then
     -- It was on its way for so long that whoever said it has taken it back.
     return {'over'}
   end
@@ -23,10 +26,10 @@ local function depart(shard, payload, id, turn, call, n, lasts, intent)
     end
   end
   overtake(state, turn, batch, dead, id)
-  local ends = now + math.ceil(tonumber(lasts) / 1000)
-  write(shard, id, ttl, string.format('%.0f O %.0f %s %.0f %s %s', state.floor, turn, token, ends, call, n))
-  redis.call('SET', payload, intent, 'EX', ttl)
-  return {'clear'}
+  local ends = now + math.ceil(tonumber(ARGV[argument + 5]) / 1000)
+  write(shard, id, ttl, string.format('%.0f O %.0f %s %.0f %s %s', state.floor, turn, token, ends, call, number))
+  redis.call('SET', payload, ARGV[argument + 6], 'EX', ttl)
+  return clear
 end
 
 return each(2, 2, 7, depart)

@@ -1,23 +1,23 @@
 -- Turns are over: what the results of each count as is counted, once.
 --
 -- KEYS  the batch, its dead letters; of each turn: the job's shard, the call's payload, who has the job in hand
--- ARGV  process, time to keep (s); of each turn: job, turn, end (done, again, dead), the six counts of the tally, `again` or nothing
+-- ARGV  process, time to keep (s); of each turn: job, turn, end (done, again, dead), tally, `again` or nothing
 -- Returns  of each turn nothing; of the last one what is known of the batch, where they completed it
 local batch, dead = KEYS[1], KEYS[2]
 local token, ttl = ARGV[1], tonumber(ARGV[2])
-local counted = {}
+local nothing = {}
+-- How many turns count as much: most have the same tally.
+local turns = {}
 
-local function settled(shard, payload, hands, id, turn, ends, ...)
-  turn = tonumber(turn)
+local function settled(key, argument)
+  local shard, payload, hands = KEYS[key + 1], KEYS[key + 2], KEYS[key + 3]
+  local id, turn, ends, tally =
+    ARGV[argument + 1], tonumber(ARGV[argument + 2]), ARGV[argument + 3], ARGV[argument + 4]
   local state = read(shard, id)
   if turn < state.floor then
-    return {}
+    return nothing
   end
   overtake(state, turn, batch, dead, id)
-  local tally = {}
-  for at, kind in ipairs(KINDS) do
-    tally[kind] = tonumber((select(at, ...)))
-  end
 
   local later = state.turn and state.turn > turn
   local gone = {}
@@ -31,10 +31,13 @@ local function settled(shard, payload, hands, id, turn, ends, ...)
     local stored = text(turn + 1)
     if ends == 'done' then
       stored = '0'
-    elseif ends == 'dead' and tally.rejected + tally.dead + tally.ambiguous > 0 then
-      redis.call('HSET', dead, id, string.format('%.0f %.0f %.0f', tally.rejected, tally.dead, tally.ambiguous))
-      keep(dead, KEPT)
-      stored = stored .. ' D'
+    elseif ends == 'dead' then
+      local of = numbers(tally)
+      if of.rejected + of.dead + of.ambiguous > 0 then
+        redis.call('HSET', dead, id, string.format('%.0f %.0f %.0f', of.rejected, of.dead, of.ambiguous))
+        keep(dead, KEPT)
+        stored = stored .. ' D'
+      end
     end
     -- Of an answered call, the shard's time was seen to when it left.
     write(shard, id, state.kind ~= 'A' and ttl or nil, stored)
@@ -47,13 +50,17 @@ local function settled(shard, payload, hands, id, turn, ends, ...)
     redis.call('DEL', unpack(gone))
   end
   -- At last: what can't be stored is not counted.
-  for kind, number in pairs(tally) do
-    counted[kind] = (counted[kind] or 0) + number
-  end
-  return {}
+  turns[tally] = (turns[tally] or 0) + 1
+  return nothing
 end
 
-local answers = each(2, 3, 10, settled)
+local answers = each(2, 3, 5, settled)
+local counted = {}
+for tally, times in pairs(turns) do
+  for kind, number in pairs(numbers(tally)) do
+    counted[kind] = (counted[kind] or 0) + number * times
+  end
+end
 count(batch, counted)
 local whole = completed(batch, token)
 if #whole > 0 then

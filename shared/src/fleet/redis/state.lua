@@ -31,17 +31,21 @@ local function read(shard, id)
   elseif stored == '0' then
     return {floor = math.huge}
   end
-  local floor, kind, rest = string.match(stored, '^(%d+) ?(%u?) ?(.*)$')
-  local state = {floor = tonumber(floor), kind = kind ~= '' and kind or nil}
-  if kind == 'O' then
-    local turn, token, ends, call, n = string.match(rest, '^(%d+) (%S+) (%d+) (%S+) (%d+)$')
+  local ends = string.find(stored, ' ', 1, true)
+  if not ends then
+    return {floor = tonumber(stored)}
+  end
+  local state = {floor = tonumber(string.sub(stored, 1, ends - 1)), kind = string.sub(stored, ends + 1, ends + 1)}
+  local rest = ends + 3
+  if state.kind == 'O' then
+    local turn, token, until_, call, n = string.match(stored, '^(%d+) (%S+) (%d+) (%S+) (%d+)$', rest)
     state.turn, state.token, state.ends, state.call, state.n =
-      tonumber(turn), token, tonumber(ends), call, tonumber(n)
-  elseif kind == 'U' then
-    local token, n = string.match(rest, '^(%S+) (%d+)$')
+      tonumber(turn), token, tonumber(until_), call, tonumber(n)
+  elseif state.kind == 'U' then
+    local token, n = string.match(stored, '^(%S+) (%d+)$', rest)
     state.token, state.n = token, tonumber(n)
-  elseif kind == 'A' then
-    local turn, call, tally = string.match(rest, '^(%d+) (%S+) (%S+)$')
+  elseif state.kind == 'A' then
+    local turn, call, tally = string.match(stored, '^(%d+) (%S+) (%S+)$', rest)
     state.turn, state.call, state.tally = tonumber(turn), call, tally
   end
   return state
@@ -85,6 +89,16 @@ local function against(state, turn, payload)
     return {'unanswered', said}
   end
   return {'held', said, state.token}
+end
+
+-- The numbers of a tally, which is written with commas between them, by the kinds of results.
+local function numbers(tally)
+  local by_kind, at = {}, 0
+  for number in string.gmatch(tally, '%d+') do
+    at = at + 1
+    by_kind[KINDS[at]] = tonumber(number)
+  end
+  return by_kind
 end
 
 -- Counts results of a batch; a negative number takes back.
@@ -143,11 +157,7 @@ end
 -- as a dead letter, which is now opened.
 local function overtake(state, turn, batch, dead, id, buried)
   if state.kind == 'A' and state.turn < turn then
-    local tally, at = {}, 0
-    for number in string.gmatch(state.tally, '%d+') do
-      at = at + 1
-      tally[KINDS[at]] = tonumber(number)
-    end
+    local tally = numbers(state.tally)
     if buried then
       tally.rejected, tally.dead, tally.ambiguous = nil, nil, nil
     end
@@ -159,22 +169,19 @@ local function overtake(state, turn, batch, dead, id, buried)
   end
 end
 
--- Does `work` for each part of a call, with its keys and arguments, behind the `shared` keys and the process and time that all
--- have in common. A part that can't be done is answered so, and the others are done all the same.
+-- Does `work` for each part of a call: it is told behind which keys and which arguments its own are. There are `keys` and
+-- `arguments` for each part, behind the `shared` keys, and the process and time that all have in common. A part that can't be
+-- done is answered so, and the others are done all the same.
 local function each(shared, keys, arguments, work)
-  local answers = {}
+  local answers, key, argument = {}, shared, 2
   for part = 1, (#KEYS - shared) / keys do
-    local own = {unpack(KEYS, shared + (part - 1) * keys + 1, shared + part * keys)}
-    local first = 2 + (part - 1) * arguments
-    for at = 1, arguments do
-      own[keys + at] = ARGV[first + at]
-    end
-    local done, answer = pcall(work, unpack(own, 1, keys + arguments))
+    local done, answer = pcall(work, key, argument)
     if not done and type(answer) ~= 'table' then
       -- What Lua itself raises is a text, what a command raises is a table.
       answer = {err = 'ERR ' .. tostring(answer)}
     end
     answers[part] = answer
+    key, argument = key + keys, argument + arguments
   end
   return answers
 end
