@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
+use jiff::civil::Date;
 use redis::Value;
 use serde::de::DeserializeOwned;
 
 use super::{
     bill,
     ledger::{RedisLedger, read},
-    word::{Heard, LATER, Unheard, Word},
+    word::{Common, Heard, LATER, Unheard, Word},
 };
 use crate::{
-    batch::{BatchName, Tally},
+    batch::Tally,
     id::Id,
     job::Job,
     ledger::{Answered, End, Intent, Known, LedgerError, Mark, TakenUp},
@@ -65,8 +66,8 @@ impl RedisLedger {
     pub(super) async fn depart_call(&self, intent: &Intent) -> Result<Known, LedgerError> {
         let mut unheard = Unsaid { ledger: self, intent: Some(intent) };
         let (batch, id) = (&intent.batch, intent.job);
-        let keys = vec![self.keys.shard(batch, id), self.keys.payload(batch, id)];
-        let word = Word::part(&self.link.scripts.depart, self.shared(batch, None), id, keys)
+        let keys = [self.keys.shard(batch, id), self.keys.payload(batch, id)];
+        let word = Word::part(&self.link.scripts.depart, self.in_common(None), id, &keys)
             .arg(&id.to_bytes()[..])
             .arg(intent.turn)
             .arg(short(intent.call))
@@ -104,11 +105,10 @@ impl RedisLedger {
         if !lines.is_empty() {
             self.index_bill(&intent.batch, bill::day(intent));
         }
-        let word = self
-            .became(what, intent)
-            .arg(counts(&tally))
-            .arg(text)
-            .arg(lines.iter().map(|(name, cost)| format!("{cost} {name}")).collect::<Vec<_>>().join("\n"));
+        let word =
+            self.became(what, intent).arg(counts(&tally)).arg(text).arg(
+                lines.iter().map(|(name, cost)| format!("{cost} {name}")).collect::<Vec<_>>().join("\n"),
+            );
         if matches!(answered, Answered::Paid(_)) {
             // Somebody waits for it.
             let word = word.heard_by(self.told.expect(intent.job, intent.turn));
@@ -125,9 +125,9 @@ impl RedisLedger {
     /// What became of a call.
     fn became(&self, what: &str, intent: &Intent) -> Word {
         let (batch, id) = (&intent.batch, intent.job);
-        let bill = self.keys.bill(batch, bill::day(intent));
-        let keys = vec![self.keys.shard(batch, id), self.keys.payload(batch, id)];
-        Word::part(&self.link.scripts.answered, self.shared(batch, Some(bill)), id, keys)
+        let keys = [self.keys.shard(batch, id), self.keys.payload(batch, id)];
+        let common = self.in_common(Some(bill::day(intent)));
+        Word::part(&self.link.scripts.answered, common, id, &keys)
             .arg(what)
             .arg(&id.to_bytes()[..])
             .arg(intent.turn)
@@ -135,12 +135,8 @@ impl RedisLedger {
             .arg(self.number())
     }
 
-    /// What the parts of a script have in common: the batch, its dead letters, and another key of it; this process, and the
-    /// time to keep.
-    fn shared(&self, batch: &BatchName, other: Option<Vec<u8>>) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
-        let keys = [self.keys.batch(batch), self.keys.dead(batch)].into_iter().chain(other).collect();
-        let ttl = self.ttl.as_secs().to_string().into_bytes();
-        (keys, vec![self.token.as_bytes().to_vec(), ttl])
+    fn in_common(&self, bill: Option<Date>) -> Common {
+        Common { bill, token: self.token.clone(), ttl_s: self.ttl.as_secs() }
     }
 
     pub(super) fn tell_settled(&self, mark: &Mark) {
@@ -148,13 +144,13 @@ impl RedisLedger {
         self.told.forget(*job, *turn);
         self.index_batch(batch);
         let keys =
-            vec![self.keys.shard(batch, *job), self.keys.payload(batch, *job), self.keys.hands(batch, *job)];
+            [self.keys.shard(batch, *job), self.keys.payload(batch, *job), self.keys.hands(batch, *job)];
         let end = match end {
             End::Done => "done",
             End::Again => "again",
             End::Dead => "dead",
         };
-        let word = Word::part(&self.link.scripts.settled, self.shared(batch, None), *job, keys)
+        let word = Word::part(&self.link.scripts.settled, self.in_common(None), *job, &keys)
             .arg(&job.to_bytes()[..])
             .arg(*turn)
             .arg(end)

@@ -91,6 +91,13 @@ impl Keys {
     }
 }
 
+/// The keys that the calls of a batch's jobs have in common: the batch, its dead letters, and the bill of a day. `tag` is theirs.
+pub(super) fn in_common(tag: &[u8], bill: Option<Date>) -> Vec<Vec<u8>> {
+    let of = |rest: &str| [b"{", tag, b"}", rest.as_bytes()].concat();
+    let bill = bill.map(|day| of(&format!(":bill:{day}")));
+    [of(""), of(":d")].into_iter().chain(bill).collect()
+}
+
 /// What of a key decides where a cluster keeps it.
 pub(super) fn tag(key: &[u8]) -> &[u8] {
     let Some(begin) = key.iter().position(|byte| *byte == b'{') else { return key };
@@ -116,6 +123,8 @@ mod tests {
         {
             assert_eq!(tag(&key), b"fleet:b:spring");
         }
+        let common = in_common(tag(&keys.payload(&batch, job)), Some(day));
+        assert_eq!(common, [keys.batch(&batch), keys.dead(&batch), keys.bill(&batch, day)]);
         assert_eq!(tag(b"fleet:days"), b"fleet:days");
         assert_eq!(tag(b"a{}b"), b"a{}b");
     }

@@ -109,7 +109,7 @@ fn bundles(words: &[Word], open: &[usize]) -> Vec<Bundle> {
             bundles.push(Bundle { words: vec![at], are_parts: false });
             continue;
         };
-        let call = (script, &part.shared);
+        let call = (script, &words[at].tag, &part.common);
         let not_before = of_job.get(&part.job).copied().unwrap_or(0);
         let place = match of_call.get(&call) {
             Some(&place) if place >= not_before => place,
@@ -164,12 +164,15 @@ fn sort(answer: RedisResult<Value>) -> Sorted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{fleet::redis::scripts::LedgerScript, id::Id};
+    use crate::{
+        fleet::redis::{scripts::LedgerScript, word::Common},
+        id::Id,
+    };
     use proptest::prelude::*;
 
     fn word(script: &LedgerScript, batch: u8, job: u8) -> Word {
-        let shared = (vec![format!("{{{batch}}}").into_bytes()], Vec::new());
-        Word::part(script, shared, Id::from_bytes([job; 16]), vec![vec![job]])
+        let common = Common { bill: None, token: "me".into(), ttl_s: 60 };
+        Word::part(script, common, Id::from_bytes([job; 16]), &[format!("{{{batch}}}:j").into_bytes()])
     }
 
     proptest! {

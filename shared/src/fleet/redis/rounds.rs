@@ -25,9 +25,11 @@ use crate::batch::BatchName;
 
 /// How often it says that the process lives.
 const SAYS_SO_EVERY: Duration = Duration::from_secs(2);
-/// From one round trip's begin to the next. Who waits longer for company costs the server less: under load each round trip
-/// takes many words along, and where there is little to say nobody meets this bound.
-const PACE: Duration = Duration::from_millis(2);
+/// From one round trip's begin to the next, by the words of the first, at least and at most. Who waits longer for company
+/// costs the server less: under load each round trip takes many words along, and where there is little to say nobody meets
+/// this bound.
+const PACE_OF_A_WORD: Duration = Duration::from_micros(200);
+const PACE: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(5)];
 /// The most words of one round trip, and their bytes.
 const MOST_WORDS: usize = 256;
 const MOST_BYTES: usize = 4 << 20;
@@ -48,8 +50,9 @@ pub(super) struct Rounds {
     due: Option<Instant>,
     is_asked: bool,
     completed: mpsc::UnboundedSender<(BatchName, Value)>,
-    /// When the last round trip began.
+    /// When the last round trip began, and the next one may.
     began: Instant,
+    pace: Duration,
     failed: Option<Instant>,
     shared: Arc<Shared>,
 }
@@ -73,6 +76,7 @@ impl Rounds {
             is_asked: false,
             completed,
             began: Instant::now(),
+            pace: Duration::ZERO,
             failed: None,
             shared,
         }
@@ -134,7 +138,7 @@ impl Rounds {
             None if self.queue.len() >= MOST_WORDS => now,
             None => {
                 let lives = self.lived.map_or(now, |at| at + SAYS_SO_EVERY);
-                self.due.map_or(lives, |due| due.min(lives)).max(self.began + PACE)
+                self.due.map_or(lives, |due| due.min(lives)).max(self.began + self.pace)
             }
             Some(_) if self.is_asked => now,
             Some(failed) => failed + PAUSE,
@@ -182,7 +186,8 @@ impl Rounds {
             return words;
         }
         let began = Instant::now();
-        self.began = began;
+        let [least, most] = PACE;
+        (self.began, self.pace) = (began, (PACE_OF_A_WORD * words.len() as u32).clamp(least, most));
         let (answers, why, trips) = round(&self.link, &words).await;
         self.shared.trips.fetch_add(trips, Ordering::Relaxed);
         let mut answered = words.into_iter().zip(answers);

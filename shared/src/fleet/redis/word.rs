@@ -1,11 +1,15 @@
 //! A word to the server: a command, who hears its answer, and how long it may wait for others to go along.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use jiff::civil::Date;
 use redis::{Arg, Cmd, ToRedisArgs, Value};
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{keys::tag, scripts::LedgerScript};
+use super::{
+    keys::{in_common, tag},
+    scripts::LedgerScript,
+};
 use crate::{batch::BatchName, id::Id};
 
 /// What matters after a crash waits this long for others to go along.
@@ -45,20 +49,27 @@ pub(super) struct Call {
     text: &'static str,
     /// Of a part of a script that takes those of many jobs, and answers each.
     pub(super) part: Option<Part>,
-    keys: Vec<Vec<u8>>,
-    arguments: Vec<Vec<u8>>,
+    /// So many keys, and the arguments.
+    keys: usize,
+    own: Cmd,
 }
 
 /// What makes a word one of many in one call.
 pub(super) struct Part {
-    /// What all parts of the call have in common: keys, and arguments.
-    pub(super) shared: Common,
     /// What is said of one job is said in its order.
     pub(super) job: Id,
+    pub(super) common: Common,
 }
 
-/// Keys, and arguments.
-pub(super) type Common = (Vec<Vec<u8>>, Vec<Vec<u8>>);
+/// What all parts of a call have in common, beside the batch.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Common {
+    /// The day whose bill they are on.
+    pub(super) bill: Option<Date>,
+    /// The process that says them, and for how long they are kept.
+    pub(super) token: Arc<str>,
+    pub(super) ttl_s: u64,
+}
 
 /// Who hears the answer.
 pub(super) enum Heard {
@@ -83,19 +94,20 @@ pub(super) struct Unheard {
 impl Word {
     /// A script's: `keys` share one tag.
     pub(super) fn script(script: &LedgerScript, keys: &[Vec<u8>]) -> Self {
-        Self::call(script, keys.to_vec(), None)
+        Self::call(script, keys, None)
     }
 
-    /// A job's part of a script. All keys, the shared ones among them, share one tag; behind its arguments the script finds
-    /// whether the part may have been done before.
-    pub(super) fn part(script: &LedgerScript, shared: Common, job: Id, keys: Vec<Vec<u8>>) -> Self {
-        Self::call(script, keys, Some(Part { shared, job }))
+    /// A job's part of a script, whose keys are the batch's. Behind its arguments the script finds whether the part may have
+    /// been done before.
+    pub(super) fn part(script: &LedgerScript, common: Common, job: Id, keys: &[Vec<u8>]) -> Self {
+        Self::call(script, keys, Some(Part { job, common }))
     }
 
-    fn call(script: &LedgerScript, keys: Vec<Vec<u8>>, part: Option<Part>) -> Self {
-        let tag = tag(&keys[0]).to_vec();
+    fn call(script: &LedgerScript, keys: &[Vec<u8>], part: Option<Part>) -> Self {
         let (hash, text) = (script.script.get_hash().to_owned(), script.text);
-        Self::new(Said::Call(Call { hash, text, part, keys, arguments: Vec::new() }), tag)
+        let mut own = Cmd::new();
+        own.arg(keys);
+        Self::new(Said::Call(Call { hash, text, part, keys: keys.len(), own }), tag(&keys[0]).to_vec())
     }
 
     /// A plain command's, on one key.
@@ -111,11 +123,9 @@ impl Word {
 
     pub(super) fn arg(mut self, argument: impl ToRedisArgs) -> Self {
         match &mut self.said {
-            Said::Command(command) => {
-                command.arg(argument);
-            }
-            Said::Call(call) => call.arguments.extend(argument.to_redis_args()),
-        }
+            Said::Command(command) => command.arg(argument),
+            Said::Call(call) => call.own.arg(argument),
+        };
         self
     }
 
@@ -139,12 +149,11 @@ impl Word {
 
     /// About how much memory it takes.
     pub(super) fn bytes(&self) -> usize {
-        let length = |argument| if let Arg::Simple(bytes) = argument { <[u8]>::len(bytes) } else { 1 };
-        let said: usize = match &self.said {
-            Said::Command(command) => command.args_iter().map(length).sum(),
-            Said::Call(Call { keys, arguments, .. }) => keys.iter().chain(arguments).map(Vec::len).sum(),
+        let said = match &self.said {
+            Said::Command(command) => command,
+            Said::Call(call) => &call.own,
         };
-        said + ALONE
+        arguments(said).map(<[u8]>::len).sum::<usize>() + ALONE
     }
 
     /// It was not heard. Where it left, it may have been done all the same: a script is told so.
@@ -156,30 +165,29 @@ impl Word {
 
 /// The command that says `words`: a single one, or parts of one call. With its script's text where that is `forgotten`.
 pub(super) fn together(words: &[&Word], forgotten: bool) -> Cmd {
+    let Call { hash, text, part, .. } = match &words[0].said {
+        Said::Command(command) => return command.clone(),
+        Said::Call(call) => call,
+    };
     let calls = || {
         words.iter().filter_map(|word| match &word.said {
             Said::Call(call) => Some((call, word.is_again)),
             Said::Command(_) => None,
         })
     };
-    let first = match &words[0].said {
-        Said::Command(command) => return command.clone(),
-        Said::Call(call) => call,
-    };
-    let mut command = if forgotten { redis::cmd("EVAL") } else { redis::cmd("EVALSHA") };
-    command.arg(if forgotten { first.text } else { &first.hash });
-    let (keys, arguments) = first.part.as_ref().map_or_else(<(&[_], &[_])>::default, |part| {
-        let (keys, arguments) = &part.shared;
-        (&keys[..], &arguments[..])
-    });
-    let own: usize = calls().map(|(call, _)| call.keys.len()).sum();
-    command.arg(keys.len() + own).arg(keys);
+    let mut command = redis::cmd(if forgotten { "EVAL" } else { "EVALSHA" });
+    command.arg(if forgotten { *text } else { hash });
+    let common = part.as_ref().map(|part| &part.common);
+    let keys = common.map_or_else(Vec::new, |common| in_common(&words[0].tag, common.bill));
+    command.arg(keys.len() + calls().map(|(call, _)| call.keys).sum::<usize>()).arg(keys);
     for (call, _) in calls() {
-        command.arg(&call.keys);
+        arguments(&call.own).take(call.keys).for_each(|key| drop(command.arg(key)));
     }
-    command.arg(arguments);
+    if let Some(Common { token, ttl_s, .. }) = common {
+        command.arg(&**token).arg(ttl_s);
+    }
     for (call, is_again) in calls() {
-        command.arg(&call.arguments);
+        arguments(&call.own).skip(call.keys).for_each(|argument| drop(command.arg(argument)));
         match (is_again, &call.part) {
             (true, _) => drop(command.arg(AGAIN)),
             // Each part has as many arguments.
@@ -188,4 +196,8 @@ pub(super) fn together(words: &[&Word], forgotten: bool) -> Cmd {
         }
     }
     command
+}
+
+fn arguments(command: &Cmd) -> impl Iterator<Item = &[u8]> {
+    command.args_iter().map(|argument| if let Arg::Simple(bytes) = argument { bytes } else { b"" })
 }
