@@ -4,7 +4,7 @@
 //! their order, so that no two jobs wait for each other. A claim ends with an answer, or when the line is left without one,
 //! whatever the reason.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use pixfleet_shared::{
@@ -44,9 +44,9 @@ const COMES_BACK: Duration = Duration::from_secs(5);
 /// What is known of a job's models before its call.
 pub(crate) struct Known<'a> {
     crew: &'a Crew,
+    whole: &'a Job,
     /// The job, with the models that are to be asked.
-    pub(crate) job: Job,
-    all: Vec<String>,
+    pub(crate) job: Cow<'a, Job>,
     found: Vec<ImageResult>,
     /// By model. A claim that is left when this is dropped is given up.
     claims: BTreeMap<String, Claim<'a>>,
@@ -71,7 +71,7 @@ struct Wanted<'a> {
 pub(crate) async fn recall<'a>(
     crew: &'a Crew,
     serving: &Serving,
-    job: &Job,
+    job: &'a Job,
     picture: &Prepared,
 ) -> Result<Known<'a>, Early> {
     let mut known = Known::nothing(crew, job);
@@ -117,7 +117,9 @@ pub(crate) async fn recall<'a>(
             }
         }
     }
-    known.job.models.retain(|model| !known.found.iter().any(|found| found.model == *model));
+    if !known.found.is_empty() {
+        known.job.to_mut().models.retain(|model| !known.found.iter().any(|found| found.model == *model));
+    }
     if known.job.models.is_empty() {
         debug!("answered before: nothing is asked");
         return Err(Box::new(Ending::Complete(known.with_found(Vec::new()))));
@@ -182,9 +184,9 @@ async fn keys(
 }
 
 impl<'a> Known<'a> {
-    fn nothing(crew: &'a Crew, job: &Job) -> Self {
-        let (job, all) = (job.clone(), job.models.clone());
-        Self { crew, job, all, found: Vec::new(), claims: BTreeMap::new(), ttl: Duration::ZERO }
+    fn nothing(crew: &'a Crew, whole: &'a Job) -> Self {
+        let job = Cow::Borrowed(whole);
+        Self { crew, whole, job, found: Vec::new(), claims: BTreeMap::new(), ttl: Duration::ZERO }
     }
 
     /// Takes what was seen under the first `own` keys; answers how long to wait where another process has the claim on one.
@@ -263,7 +265,7 @@ impl<'a> Known<'a> {
     }
 
     fn whole(&self, mut job: Box<Job>) -> Box<Job> {
-        job.models.clone_from(&self.all);
+        job.models.clone_from(&self.whole.models);
         job
     }
 }

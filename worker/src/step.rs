@@ -156,7 +156,7 @@ async fn called(
     picture: Prepared,
     prepared: Duration,
 ) -> Result<Ending, Early> {
-    let mut job = known.job.clone();
+    let mut job = known.job.clone().into_owned();
     let requests = requests(crew, serving, &job, &picture).await?;
     drop(picture);
     failpoint::reached("after_prepare");

@@ -14,7 +14,7 @@ use super::{
     answer::{Mapping, ModelMapping},
     definition::{Answer, AuthKind, Definition, Fetch, ImageForm, ModelAnswer},
     jq::Jq,
-    keeping::Cache,
+    keeping::{self, Cache},
 };
 use crate::{classify::Class, image::Wanted};
 
@@ -56,6 +56,7 @@ pub(super) fn compile(name: &str, document: &Document, env: Env<'_>) -> Result<P
         error_message,
         pause_in_body,
         wanted,
+        shape: keeping::shape(&definition),
         definition,
     };
     found.or(provider)

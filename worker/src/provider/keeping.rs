@@ -79,7 +79,7 @@ impl Provider {
 
     /// The keys of a picture's answers, one for each of `models`, in their order.
     pub(crate) fn keys(&self, cache: &Cache, picture: Likeness<'_>, models: &[String]) -> Vec<Id> {
-        let (shape, picture) = (shape(self.definition()).to_bytes(), picture.id().to_bytes());
+        let (shape, picture) = (self.shape.to_bytes(), picture.id().to_bytes());
         let key = |model: &String| {
             Id::of(&[
                 b"pixfleet.answer.v1",
@@ -96,7 +96,7 @@ impl Provider {
 
 /// Everything of a definition that shapes what is asked, or what is read of the answer. Who pays, how fast and how often is
 /// none of it.
-fn shape(definition: &Definition) -> Id {
+pub(super) fn shape(definition: &Definition) -> Id {
     let Definition { endpoint, request, fetch, prepare, options, answer, errors, .. } = definition;
     let shape = json!({
         "endpoint": endpoint, "request": request, "fetch": fetch, "prepare": prepare, "options": options,

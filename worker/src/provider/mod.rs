@@ -21,6 +21,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 use pixfleet_shared::{
+    id::Id,
     limiter::{Stack, Weight},
     result::Answer,
     settings::nearest,
@@ -61,6 +62,8 @@ pub struct Provider {
     error_message: Jq,
     pause_in_body: Option<Jq>,
     wanted: Wanted,
+    /// What kept answers are known by, beside their pictures.
+    shape: Id,
 }
 
 /// One account: where its calls go, who pays, and what they must pass.

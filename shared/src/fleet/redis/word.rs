@@ -181,18 +181,20 @@ pub(super) fn together(words: &[&Word], forgotten: bool) -> Cmd {
     let keys = common.map_or_else(Vec::new, |common| in_common(&words[0].tag, common.bill));
     command.arg(keys.len() + calls().map(|(call, _)| call.keys).sum::<usize>()).arg(keys);
     for (call, _) in calls() {
-        arguments(&call.own).take(call.keys).for_each(|key| drop(command.arg(key)));
+        for key in arguments(&call.own).take(call.keys) {
+            command.arg(key);
+        }
     }
     if let Some(Common { token, ttl_s, .. }) = common {
         command.arg(&**token).arg(ttl_s);
     }
     for (call, is_again) in calls() {
-        arguments(&call.own).skip(call.keys).for_each(|argument| drop(command.arg(argument)));
-        match (is_again, &call.part) {
-            (true, _) => drop(command.arg(AGAIN)),
-            // Each part has as many arguments.
-            (false, Some(_)) => drop(command.arg("")),
-            (false, None) => {}
+        for argument in arguments(&call.own).skip(call.keys) {
+            command.arg(argument);
+        }
+        // Each part has as many arguments.
+        if is_again || call.part.is_some() {
+            command.arg(if is_again { AGAIN } else { "" });
         }
     }
     command
