@@ -1,6 +1,6 @@
 //! What is said of calls and turns, as words, and what is heard of them.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use jiff::civil::Date;
 use redis::Value;
@@ -188,7 +188,10 @@ fn short(call: Id) -> String {
 }
 
 pub(super) fn json(value: &impl serde::Serialize) -> Result<String, LedgerError> {
-    serde_json::to_string(value).map_err(|error| LedgerError::Away(format!("what can't be written: {error}")))
+    let mut text = Vec::with_capacity(1_000);
+    let unwritable = |why: &dyn Display| LedgerError::Away(format!("what can't be written: {why}"));
+    serde_json::to_writer(&mut text, value).map_err(|error| unwritable(&error))?;
+    String::from_utf8(text).map_err(|error| unwritable(&error))
 }
 
 pub(super) fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, LedgerError> {

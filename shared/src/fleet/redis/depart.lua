@@ -10,24 +10,30 @@ local clear = {'clear'}
 
 local function depart(key, argument)
   local shard, payload = KEYS[key + 1], KEYS[key + 2]
-  local id, call, number = ARGV[argument + 1], ARGV[argument + 3], ARGV[argument + 4]
-  local turn = tonumber(ARGV[argument + 2])
-  local state = read(shard, id)
-  if state.kind == 'U' and state.token == token and tonumber(number) <= state.n then
-    -- It was on its way for so long that whoever said it has taken it back.
-    return {'over'}
-  end
-  -- The same call, said again while it waits for its moment; one that is lost has left.
-  local own = state.kind == 'O' and state.turn == turn and state.token == token and state.call == call and state.ends > 0
-  if not own or turn < state.floor then
-    local stands = against(state, turn, payload)
-    if stands then
-      return stands
-    end
-  end
-  overtake(state, turn, batch, dead, id)
+  local id, turn, call, number = ARGV[argument + 1], ARGV[argument + 2], ARGV[argument + 3], ARGV[argument + 4]
   local ends = now + math.ceil(tonumber(ARGV[argument + 5]) / 1000)
-  write(shard, id, ttl, string.format('%.0f O %.0f %s %.0f %s %s', state.floor, turn, token, ends, call, number))
+  local open = string.format('O %s %s %.0f %s %s', turn, token, ends, call, number)
+  -- Of most jobs nothing is known yet.
+  if redis.call('HSETNX', shard, id, '0 ' .. open) == 1 then
+    keep(shard, ttl)
+  else
+    local state = read(shard, id)
+    turn = tonumber(turn)
+    if state.kind == 'U' and state.token == token and tonumber(number) <= state.n then
+      -- It was on its way for so long that whoever said it has taken it back.
+      return {'over'}
+    end
+    -- The same call, said again while it waits for its moment; one that is lost has left.
+    local own = state.kind == 'O' and state.turn == turn and state.token == token and state.call == call and state.ends > 0
+    if not own or turn < state.floor then
+      local stands = against(state, turn, payload)
+      if stands then
+        return stands
+      end
+    end
+    overtake(state, turn, batch, dead, id)
+    write(shard, id, ttl, text(state.floor) .. ' ' .. open)
+  end
   redis.call('SET', payload, ARGV[argument + 6], 'EX', ttl)
   return clear
 end

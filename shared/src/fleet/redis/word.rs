@@ -19,6 +19,8 @@ pub(super) const LATER: Duration = Duration::from_millis(20);
 
 /// What a script is told of what may have been done before.
 const AGAIN: &str = "again";
+/// Of a script's, at most, about.
+const MOST_ARGUMENTS: usize = 10;
 /// What a word takes beside its arguments, in bytes, about.
 const ALONE: usize = 300;
 
@@ -105,7 +107,7 @@ impl Word {
 
     fn call(script: &LedgerScript, keys: &[Vec<u8>], part: Option<Part>) -> Self {
         let (hash, text) = (script.script.get_hash().to_owned(), script.text);
-        let mut own = Cmd::new();
+        let mut own = Cmd::with_capacity(keys.len() + MOST_ARGUMENTS, ALONE);
         own.arg(keys);
         Self::new(Said::Call(Call { hash, text, part, keys: keys.len(), own }), tag(&keys[0]).to_vec())
     }
@@ -175,7 +177,12 @@ pub(super) fn together(words: &[&Word], forgotten: bool) -> Cmd {
             Said::Command(_) => None,
         })
     };
-    let mut command = redis::cmd(if forgotten { "EVAL" } else { "EVALSHA" });
+    let (many, length) = calls().fold((MOST_ARGUMENTS, text.len()), |(many, length), (call, _)| {
+        (many + call.own.args_iter().len() + 1, length + arguments(&call.own).map(<[u8]>::len).sum::<usize>())
+    });
+    // Under load it is some ten thousand bytes, which need not be moved again and again.
+    let mut command = Cmd::with_capacity(many, length);
+    command.arg(if forgotten { "EVAL" } else { "EVALSHA" });
     command.arg(if forgotten { *text } else { hash });
     let common = part.as_ref().map(|part| &part.common);
     let keys = common.map_or_else(Vec::new, |common| in_common(&words[0].tag, common.bill));
