@@ -39,6 +39,10 @@ use crate::{
     exit::Exit,
 };
 
+#[cfg(not(target_env = "msvc"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Pushes millions of images through rate-limited image APIs, and loses none.
 #[derive(Debug, Parser)]
 #[command(

@@ -29,7 +29,7 @@ const SAYS_SO_EVERY: Duration = Duration::from_secs(2);
 /// costs the server less: under load each round trip takes many words along, and where there is little to say nobody meets
 /// this bound.
 const PACE_OF_A_WORD: Duration = Duration::from_micros(200);
-const PACE: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(5)];
+const PACE: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(10)];
 /// The most words of one round trip, and their bytes.
 const MOST_WORDS: usize = 256;
 const MOST_BYTES: usize = 4 << 20;
