@@ -182,8 +182,19 @@ impl Meter {
     async fn end(&mut self, what: &str, of: usize) -> Result<()> {
         let bytes = (self.memory().await? - self.before) as f64 / of as f64;
         let stats = self.info("commandstats").await?;
-        let script = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:")).unwrap_or("none");
-        println!("{what}: {bytes:+.0} bytes each; evalsha {script}");
+        let of_command = |name: &str| {
+            let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:")))?;
+            let number =
+                |field: &str| line.split(',').find_map(|word| word.strip_prefix(field)?.parse::<f64>().ok());
+            Some((number("calls=")?, number("usec=")?))
+        };
+        // What a script does is counted in its call, and once more by the command.
+        let (calls, us) =
+            of_command("evalsha").or_else(|| of_command("set")).context("no command was counted")?;
+        println!(
+            "{what}: {bytes:+.0} bytes and {:.1} us of the server each, in {calls:.0} commands",
+            us / of as f64
+        );
         Ok(())
     }
 

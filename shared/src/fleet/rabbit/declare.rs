@@ -15,6 +15,10 @@ use crate::queue::QueueError;
 
 /// Time for the broker to answer a question.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// From noticing that a queue is gone to declaring it anew. RabbitMQ 3.10 tells a deleted queue's consumers so 20 ms after it is
+/// gone. To those whose queue is there again by then it says nothing, and what the new queue sends them gets lost on the way: it
+/// stays unacked until their channel ends.
+pub(super) const ALL_ARE_TOLD: Duration = Duration::from_millis(500);
 
 /// Declares everything; what is there already and equal is left alone.
 ///

@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use super::{
-    declare::declare,
+    declare::{ALL_ARE_TOLD, declare},
     headers,
     link::Link,
     publisher::Publisher,
@@ -26,8 +26,6 @@ use crate::queue::{Delivery, Intake, QueueError};
 const GIVEN_BACK_AT_ONCE: usize = 64;
 /// From so many deliveries on a job is about to be given up by the broker, which publishes no result for it.
 const WORN: i64 = super::topology::DELIVERY_LIMIT - 3;
-/// Pause before a lost session is opened again.
-const REOPEN_PAUSE: Duration = Duration::from_millis(250);
 
 /// The handle that a worker holds; a task of its own does the work, so `next` can be dropped at any await.
 pub(super) struct RabbitIntake {
@@ -95,6 +93,10 @@ impl Pump {
                 }
                 Err(error) => warn!(%error, "jobs can't be consumed"),
             }
+            tokio::select! {
+                () = sleep(ALL_ARE_TOLD) => {}
+                () = stop.cancelled() => return,
+            }
             // A channel alone may have died (a queue was deleted): declare anew before consuming again.
             let mended = match up.connection.status().connected() {
                 true => timeout(REQUEST_TIMEOUT, declare(&up.connection, self.lanes)).await,
@@ -103,10 +105,6 @@ impl Pump {
             // What can't be declared is found, said and waited for by the link.
             if !matches!(mended, Ok(Ok(()))) {
                 self.link.retire(up.epoch);
-            }
-            tokio::select! {
-                () = sleep(REOPEN_PAUSE) => {}
-                () = stop.cancelled() => return,
             }
         }
     }

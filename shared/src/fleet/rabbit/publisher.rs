@@ -17,7 +17,7 @@ use tracing::warn;
 
 use super::{
     config::Config,
-    declare::declare,
+    declare::{ALL_ARE_TOLD, declare},
     link::{Link, Up},
     say::{open, say},
     trouble::Trouble,
@@ -28,6 +28,8 @@ use crate::queue::QueueError;
 /// Times that a message may come back as unroutable, with the topology declared anew in between.
 const MAX_RETURNS: u32 = 5;
 
+/// For so long after the topology was declared anew, what comes back is of before.
+const MENDED_FOR: Duration = Duration::from_secs(1);
 /// How often a channel is replaced on which a queue refuses messages again and again.
 const RENEW_EVERY: Duration = Duration::from_secs(5);
 
@@ -52,6 +54,7 @@ impl Publisher {
             inbox,
             unconfirmed: Unconfirmed::default(),
             trouble: told,
+            mended: None,
         };
         tasks.spawn(async move {
             tokio::select! {
@@ -99,6 +102,8 @@ struct Owner {
     inbox: mpsc::Receiver<Parcel>,
     unconfirmed: Unconfirmed,
     trouble: Trouble,
+    /// When the topology was last declared anew.
+    mended: Option<Instant>,
 }
 
 type Confirm = BoxFuture<'static, (u64, Arc<Message>, Result<Confirmation, lapin::Error>)>;
@@ -240,7 +245,13 @@ impl Owner {
             self.unconfirmed.refuse(number, error);
             return Ok(());
         }
-        match timeout(self.confirm_timeout, declare(&up.connection, self.lanes)).await {
+        // Of many that come back together the first waits for all.
+        if self.mended.is_none_or(|at| at.elapsed() > MENDED_FOR) {
+            sleep(ALL_ARE_TOLD).await;
+        }
+        let mended = timeout(self.confirm_timeout, declare(&up.connection, self.lanes)).await;
+        self.mended = Some(Instant::now());
+        match mended {
             Ok(Ok(())) => self.unconfirmed.again(number),
             Ok(Err(error)) => {
                 // The link finds the same, says it, and stays down until it is mended: nothing else is published.
