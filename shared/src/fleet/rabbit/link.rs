@@ -18,7 +18,8 @@ use super::{config::Config, declare::declare, topology};
 use crate::queue::QueueError;
 
 /// The longest pause between two attempts. However long the broker was away, a fleet is at its full rate within 5 s of its
-/// return, so nobody may sleep for longer than a part of that; a thousand workers ask it two thousand times in this time.
+/// return, so nobody may sleep for longer than a part of that; a thousand workers with two connections each ask it two thousand times a
+/// second.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// What keeps a connection from being made is said again after this time.
 const SAID_FOR: Duration = Duration::from_secs(30);

@@ -2,7 +2,7 @@
 --
 -- KEYS  the batch, its dead letters; of each turn: the job's shard, the call's payload, who has the job in hand
 -- ARGV  process, time to keep (s); of each turn: job, turn, end (done, again, dead), tally, `again` or nothing
--- Returns  of each turn nothing; of the last one what is known of the batch, where they completed it
+-- Returns  of each turn nothing; of the last one that was done what is known of the batch, where they completed it
 local batch, dead = KEYS[1], KEYS[2]
 local token, ttl = ARGV[1], tonumber(ARGV[2])
 local nothing = {}
@@ -62,8 +62,13 @@ for tally, times in pairs(turns) do
   end
 end
 count(batch, counted)
-local whole = completed(batch, token)
+-- Whoever is told has to hear nothing else: a part that was not done is said again.
+local heard = #answers
+while heard > 0 and answers[heard].err do
+  heard = heard - 1
+end
+local whole = heard > 0 and completed(batch, token) or nothing
 if #whole > 0 then
-  answers[#answers] = whole
+  answers[heard] = whole
 end
 return answers
