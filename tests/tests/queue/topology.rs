@@ -14,7 +14,7 @@ use pixfleet_shared::{
     queue::{Queue, QueueError},
     result::{ImageResult, Outcome},
 };
-use pixfleet_tests::{conformance::queue::job, fleet::Fleet, servers};
+use pixfleet_tests::{conformance::queue::job, faults::gather::vhost, fleet::Fleet, servers};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -88,6 +88,36 @@ async fn a_client_that_finds_another_topology_waits_until_it_is_mended() {
     delete(&channel, &name).await;
     well(&queue).await;
     queue.enqueue(vec![job("b", 1)]).await.unwrap();
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_the_broker_can_not_reach_is_waited_for_by_whoever_starts_meanwhile() {
+    let url = servers::fresh_rabbitmq_url();
+    let channel = raw(&url).await;
+    let name = "pixfleet.retry.v1.1s";
+    RabbitQueue::connect(Config { url: url.clone(), ..Config::default() }).await.unwrap().close().await;
+    // Known to the disk and not to the node: as a queue is whose node is down, and for a moment one that is being declared.
+    let resource = format!("{{resource, <<\"{}\">>, queue, <<\"{name}\">>}}", vhost(&url));
+    let evaluated = |code: String| {
+        let said = servers::services(&["ctl", "eval", &code]);
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    };
+    evaluated(format!(
+        "[Q] = mnesia:dirty_read(rabbit_queue, {resource}), persistent_term:put({resource}, Q), \
+         mnesia:dirty_delete(rabbit_queue, {resource})."
+    ));
+    let passive = QueueDeclareOptions::durable().passive();
+    channel
+        .queue_declare(name.into(), passive, FieldTable::default())
+        .await
+        .expect_err("it is not to be reached");
+    let queue = RabbitQueue::start(Config { url, ..Config::default() });
+    let why = unwell(&queue, name).await;
+    assert!(why.contains("is down or inaccessible"), "{why}");
+    assert!(!why.contains("Mend it"), "nothing is to be mended: {why}");
+    evaluated(format!("mnesia:dirty_write(rabbit_queue, persistent_term:get({resource}))."));
+    well(&queue).await;
     queue.close().await;
 }
 

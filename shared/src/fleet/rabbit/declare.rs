@@ -149,12 +149,18 @@ async fn declare_exchange(channel: &Channel, name: &str, kind: ExchangeKind) -> 
 }
 
 /// The words for a refused declaration; any other failure ends the attempt.
+///
+/// What is not found is no difference, and passes: RabbitMQ says it of a queue that another client is in the middle of
+/// declaring ("home node is down or inaccessible"), of one whose node is down, and of a binding to what was deleted meanwhile.
 fn difference(what: &str, error: &lapin::Error) -> Result<String, QueueError> {
     let ErrorKind::ProtocolError(said) = error.kind() else { return Err(away(error.clone())) };
     if !error.is_amqp_soft_error() {
         return Err(away(error.clone()));
     }
     let said = said.get_message().to_string();
+    if is_not_found(error) {
+        return Err(QueueError::Away(format!("{what}: {said}")));
+    }
     Ok(compared(&said).map_or_else(
         || format!("{what}: {said}. Mend it, or let pixfleet's user configure it"),
         |Compared { argument, needed, there }| {
@@ -207,7 +213,26 @@ fn silent() -> QueueError {
 
 #[cfg(test)]
 mod tests {
+    use lapin::protocol::AMQPError;
+
     use super::*;
+
+    fn refusal(kind: AMQPSoftError, said: &str) -> lapin::Error {
+        ErrorKind::ProtocolError(AMQPError::new(AMQPErrorKind::Soft(kind), said.into())).into()
+    }
+
+    #[test]
+    fn a_queue_that_is_being_declared_by_another_is_waited_for_and_one_that_is_locked_is_not() {
+        let absent =
+            refusal(AMQPSoftError::NOTFOUND, "NOT_FOUND - home node 'n' of durable queue 'q' is down");
+        let waited_for = difference("queue `q`", &absent).unwrap_err();
+        assert!(
+            matches!(&waited_for, QueueError::Away(why) if why.contains("queue `q`: NOT_FOUND")),
+            "{waited_for}"
+        );
+        let locked = refusal(AMQPSoftError::RESOURCELOCKED, "RESOURCE_LOCKED - exclusive");
+        assert!(difference("queue `q`", &locked).unwrap().contains("Mend it"));
+    }
 
     #[test]
     fn a_difference_says_what_is_needed_and_what_is_there() {

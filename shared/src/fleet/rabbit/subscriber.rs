@@ -18,7 +18,7 @@ use tokio::{
 use tracing::warn;
 
 use super::{
-    declare::{declare, declare_queue},
+    declare::{declare, declare_queue, is_not_found},
     headers,
     link::{Link, Up},
     topology::{self, RESULTS_LOG, of_subscriber, subscriber_queue},
@@ -110,8 +110,13 @@ impl RabbitSubscriber {
                 self.unacked = 0;
                 Ok(())
             }
+            Ok(Err(Unopened::Refused(error))) if is_not_found(&error) => {
+                match timeout(REQUEST_TIMEOUT, declare(&up.connection, self.lanes)).await {
+                    Ok(Err(differs @ QueueError::Topology(_))) => Err(differs),
+                    _ => Err(topology::away(error)),
+                }
+            }
             Ok(Err(Unopened::Refused(error))) if error.is_amqp_soft_error() => {
-                let _ = timeout(REQUEST_TIMEOUT, declare(&up.connection, self.lanes)).await;
                 Err(QueueError::Topology(error.to_string()))
             }
             Ok(Err(Unopened::Refused(error))) => Err(topology::away(error)),
