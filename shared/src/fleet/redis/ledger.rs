@@ -144,7 +144,7 @@ impl Ledger for RedisLedger {
 
     fn let_go(&self, job: &Job) {
         let word = Word::plain("SREM", &self.keys.hands(&job.batch, job.id)).arg(&*self.token);
-        self.clerk.tell(word.within(LATER));
+        self.clerk.tell(word.of_job(job.id).within(LATER));
     }
 
     async fn depart(&self, intent: &Intent) -> Result<Known, LedgerError> {
@@ -160,6 +160,7 @@ impl Ledger for RedisLedger {
             return Ok(stands);
         }
         let word = Word::plain("HGET", &self.keys.shard(&job.batch, job.id)).arg(&job.id.to_bytes()[..]);
+        let word = word.of_job(job.id);
         let state: Option<String> = read(self.clerk.ask(vec![word]).await?.remove(0))?;
         Ok(state.is_none_or(|state| stands(&state, job.turn())))
     }

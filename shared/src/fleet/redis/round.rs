@@ -9,6 +9,7 @@ use super::{
     servers::Connection,
     word::{Word, together},
 };
+use crate::id::Id;
 
 /// What was heard of a word.
 pub(super) enum Answer {
@@ -29,24 +30,31 @@ pub(super) async fn round(link: &Link, words: &[Word]) -> (Vec<Answer>, Option<A
     }
     let (heard, counted) = (&mut answers, &mut trips);
     let work = move |connection: Connection| async move {
-        let mut open: Vec<usize> = (0..words.len()).collect();
-        let mut ill = None;
-        for forgotten in [false, true] {
-            *counted += 1;
-            let mut unknown = Vec::new();
-            for (at, answer) in say(&connection, words, &open, forgotten).await {
-                match sort(answer) {
-                    Sorted::Sound(answer) => heard[at] = answer,
-                    Sorted::NoScript => unknown.push(at),
-                    Sorted::Ill(error) => ill = ill.or(Some(error)),
+        let mut left: Vec<usize> = (0..words.len()).collect();
+        while !left.is_empty() {
+            let (mut open, behind) = in_turn(words, &left);
+            let mut ill = None;
+            for forgotten in [false, true] {
+                *counted += 1;
+                let mut unknown = Vec::new();
+                for (at, answer) in say(&connection, words, &open, forgotten).await {
+                    match sort(answer) {
+                        Sorted::Sound(answer) => heard[at] = answer,
+                        Sorted::NoScript => unknown.push(at),
+                        Sorted::Ill(error) => ill = ill.or(Some(error)),
+                    }
+                }
+                open = unknown;
+                if open.is_empty() {
+                    break;
                 }
             }
-            open = unknown;
-            if open.is_empty() {
-                break;
+            if let Some(error) = ill {
+                return Err(error);
             }
+            left = behind;
         }
-        ill.map_or(Ok(()), Err)
+        Ok(())
     };
     let away = link.exchange(work).await.err();
     (answers, away, trips)
@@ -99,28 +107,41 @@ struct Bundle {
     are_parts: bool,
 }
 
-/// Puts the parts of one call of a script together. What is said of one job stays in its order; all else is of the order that
-/// it was said in, but for parts that go ahead with others.
+/// Which of `left` are said now, and which only when those were heard: a script may be forgotten, and what is said of one job
+/// stays in its order, also then. Parts of one call are done or forgotten together.
+fn in_turn(words: &[Word], left: &[usize]) -> (Vec<usize>, Vec<usize>) {
+    // By job, the word that is said of it now; none where another one waits for it.
+    let mut of_job: HashMap<Id, Option<usize>> = HashMap::new();
+    left.iter().partition(|at| {
+        let word = &words[**at];
+        let Some(job) = word.job else { return true };
+        let goes = match of_job.get(&job) {
+            None => true,
+            Some(None) => false,
+            Some(Some(first)) => words[*first].shares_a_call_with(word),
+        };
+        of_job.insert(job, goes.then_some(**at));
+        goes
+    })
+}
+
+/// Puts the parts of one call of a script together, where the first of them stands.
 fn bundles(words: &[Word], open: &[usize]) -> Vec<Bundle> {
     let mut bundles: Vec<Bundle> = Vec::new();
-    let (mut of_call, mut of_job) = (HashMap::new(), HashMap::new());
+    let mut of_call = HashMap::new();
     for &at in open {
-        let Some((script, part)) = words[at].as_part() else {
-            bundles.push(Bundle { words: vec![at], are_parts: false });
-            continue;
-        };
-        let call = (script, &words[at].tag, &part.common);
-        let not_before = of_job.get(&part.job).copied().unwrap_or(0);
-        let place = match of_call.get(&call) {
-            Some(&place) if place >= not_before => place,
-            _ => {
-                bundles.push(Bundle { words: Vec::new(), are_parts: true });
-                bundles.len() - 1
+        let call = words[at].call();
+        let place = call.and_then(|call| of_call.get(&call).copied());
+        match place {
+            Some(place) => {
+                let bundle: &mut Bundle = &mut bundles[place];
+                bundle.words.push(at);
             }
-        };
-        bundles[place].words.push(at);
-        of_call.insert(call, place);
-        of_job.insert(part.job, place);
+            None => {
+                of_call.extend(call.map(|call| (call, bundles.len())));
+                bundles.push(Bundle { words: vec![at], are_parts: call.is_some() });
+            }
+        }
     }
     bundles
 }
@@ -175,25 +196,50 @@ mod tests {
         Word::part(script, common, Id::from_bytes([job; 16]), &[format!("{{{batch}}}:j").into_bytes()])
     }
 
+    /// A script that is no part of a call, and a plain command.
+    fn alone(script: &LedgerScript, batch: u8, job: u8) -> [Word; 2] {
+        let (job, key) = (Id::from_bytes([job; 16]), format!("{{{batch}}}:j").into_bytes());
+        [Word::script(script, std::slice::from_ref(&key)).of_job(job), Word::plain("GET", &key).of_job(job)]
+    }
+
+    /// All that is said, in turns.
+    fn turns(words: &[Word]) -> Vec<Vec<Bundle>> {
+        let (mut turns, mut left) = (Vec::new(), (0..words.len()).collect::<Vec<_>>());
+        while !left.is_empty() {
+            let (open, behind) = in_turn(words, &left);
+            assert!(!open.is_empty(), "nothing is ever said");
+            turns.push(bundles(words, &open));
+            left = behind;
+        }
+        turns
+    }
+
     proptest! {
-        /// Each word is said once, those of one job in the order in which they were handed in, and parts of different calls
-        /// never in one.
+        /// Each word is said once, those of one job in the order in which they were handed in, whatever scripts are forgotten,
+        /// and parts of different calls never in one.
         #[test]
-        fn what_is_said_of_a_job_stays_in_order(said in prop::collection::vec((0..3usize, 0..2u8, 0..4u8), 0..60)) {
+        fn what_is_said_of_a_job_stays_in_order(said in prop::collection::vec((0..5usize, 0..2u8, 0..4u8), 0..60)) {
             let scripts = ["a", "b", "c"].map(LedgerScript::new);
-            let words: Vec<Word> = said.iter().map(|(script, batch, job)| word(&scripts[*script], *batch, *job)).collect();
-            let open: Vec<usize> = (0..words.len()).collect();
-            let bundles = bundles(&words, &open);
-            let order: Vec<usize> = bundles.iter().flat_map(|bundle| bundle.words.clone()).collect();
-            let mut all = order.clone();
+            let words: Vec<Word> = said.iter().map(|&(what, batch, job)| match what {
+                3 | 4 => { let [script, plain] = alone(&scripts[0], batch, job); if what == 3 { script } else { plain } }
+                _ => word(&scripts[what], batch, job),
+            }).collect();
+            let turns = turns(&words);
+            let mut all: Vec<usize> = turns.iter().flatten().flat_map(|bundle| bundle.words.clone()).collect();
+            let order = all.clone();
             all.sort_unstable();
-            prop_assert_eq!(all, open);
-            for (batch, job) in said.iter().map(|(_, batch, job)| (batch, job)) {
-                let of_it: Vec<usize> =
-                    order.iter().copied().filter(|at| said[*at].1 == *batch && said[*at].2 == *job).collect();
-                prop_assert!(of_it.is_sorted(), "{:?}", of_it);
+            prop_assert_eq!(all, (0..words.len()).collect::<Vec<_>>());
+            for job in 0..4 {
+                let of_it = |at: &usize| said[*at].2 == job;
+                let of_job: Vec<usize> = order.iter().copied().filter(of_it).collect();
+                prop_assert!(of_job.is_sorted(), "{:?}", of_job);
+                // Nothing else is said of it before that is heard.
+                for turn in &turns {
+                    let bundles = turn.iter().filter(|bundle| bundle.words.iter().any(of_it));
+                    prop_assert!(bundles.count() <= 1);
+                }
             }
-            for bundle in bundles {
+            for bundle in turns.iter().flatten() {
                 let first = &said[bundle.words[0]];
                 prop_assert!(bundle.words.iter().all(|at| said[*at].0 == first.0 && said[*at].1 == first.1));
             }
@@ -203,8 +249,8 @@ mod tests {
     #[test]
     fn words_of_many_jobs_are_few_commands() {
         let scripts = ["a", "b", "c"].map(LedgerScript::new);
-        let words: Vec<Word> =
-            (0..30).flat_map(|job| scripts.each_ref().map(|script| word(script, 0, job))).collect();
-        assert_eq!(bundles(&words, &(0..90).collect::<Vec<_>>()).len(), 3);
+        let words: Vec<Word> = (0..90).map(|job| word(&scripts[usize::from(job) % 3], 0, job)).collect();
+        let turns = turns(&words);
+        assert_eq!((turns.len(), turns[0].len()), (1, 3));
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct Word {
     pub(super) said: Said,
     /// What it is about: decides which server of a cluster is told.
     pub(super) tag: Vec<u8>,
+    /// What is said of one job is said in its order.
+    pub(super) job: Option<Id>,
     pub(super) heard: Heard,
     pub(super) due: Instant,
     is_again: bool,
@@ -49,18 +51,11 @@ pub(super) struct Call {
     /// The script's.
     pub(super) hash: String,
     text: &'static str,
-    /// Of a part of a script that takes those of many jobs, and answers each.
-    pub(super) part: Option<Part>,
+    /// Of a part of a script that takes those of many jobs, and answers each: what all parts of a call have in common.
+    common: Option<Common>,
     /// So many keys, and the arguments.
     keys: usize,
     own: Cmd,
-}
-
-/// What makes a word one of many in one call.
-pub(super) struct Part {
-    /// What is said of one job is said in its order.
-    pub(super) job: Id,
-    pub(super) common: Common,
 }
 
 /// What all parts of a call have in common, beside the batch.
@@ -96,20 +91,20 @@ pub(super) struct Unheard {
 impl Word {
     /// A script's: `keys` share one tag.
     pub(super) fn script(script: &LedgerScript, keys: &[Vec<u8>]) -> Self {
-        Self::call(script, keys, None)
+        Self::said_by(script, keys, None)
     }
 
     /// A job's part of a script, whose keys are the batch's. Behind its arguments the script finds whether the part may have
     /// been done before.
     pub(super) fn part(script: &LedgerScript, common: Common, job: Id, keys: &[Vec<u8>]) -> Self {
-        Self::call(script, keys, Some(Part { job, common }))
+        Self::said_by(script, keys, Some(common)).of_job(job)
     }
 
-    fn call(script: &LedgerScript, keys: &[Vec<u8>], part: Option<Part>) -> Self {
+    fn said_by(script: &LedgerScript, keys: &[Vec<u8>], common: Option<Common>) -> Self {
         let (hash, text) = (script.script.get_hash().to_owned(), script.text);
         let mut own = Cmd::with_capacity(keys.len() + MOST_ARGUMENTS, ALONE);
         own.arg(keys);
-        Self::new(Said::Call(Call { hash, text, part, keys: keys.len(), own }), tag(&keys[0]).to_vec())
+        Self::new(Said::Call(Call { hash, text, common, keys: keys.len(), own }), tag(&keys[0]).to_vec())
     }
 
     /// A plain command's, on one key.
@@ -120,7 +115,7 @@ impl Word {
     }
 
     fn new(said: Said, tag: Vec<u8>) -> Self {
-        Self { said, tag, heard: Heard::No, due: Instant::now(), is_again: false, tries: 0 }
+        Self { said, tag, job: None, heard: Heard::No, due: Instant::now(), is_again: false, tries: 0 }
     }
 
     pub(super) fn arg(mut self, argument: impl ToRedisArgs) -> Self {
@@ -141,12 +136,23 @@ impl Word {
         self
     }
 
-    /// The script, and what it is a part of, where it is one.
-    pub(super) fn as_part(&self) -> Option<(&str, &Part)> {
+    /// It is about a job, of which other things may be said.
+    pub(super) fn of_job(mut self, job: Id) -> Self {
+        self.job = Some(job);
+        self
+    }
+
+    /// The call that it is a part of, where it is one: all that has to be equal of parts that go together.
+    pub(super) fn call(&self) -> Option<(&str, &[u8], &Common)> {
         match &self.said {
-            Said::Call(Call { hash, part: Some(part), .. }) => Some((hash, part)),
+            Said::Call(Call { hash, common: Some(common), .. }) => Some((hash, &self.tag, common)),
             _ => None,
         }
+    }
+
+    /// Whether both are parts of one call.
+    pub(super) fn shares_a_call_with(&self, other: &Self) -> bool {
+        self.call().is_some_and(|call| other.call() == Some(call))
     }
 
     /// About how much memory it takes.
@@ -167,7 +173,7 @@ impl Word {
 
 /// The command that says `words`: a single one, or parts of one call. With its script's text where that is `forgotten`.
 pub(super) fn together(words: &[&Word], forgotten: bool) -> Cmd {
-    let Call { hash, text, part, .. } = match &words[0].said {
+    let Call { hash, text, common, .. } = match &words[0].said {
         Said::Command(command) => return command.clone(),
         Said::Call(call) => call,
     };
@@ -184,8 +190,7 @@ pub(super) fn together(words: &[&Word], forgotten: bool) -> Cmd {
     let mut command = Cmd::with_capacity(many, length);
     command.arg(if forgotten { "EVAL" } else { "EVALSHA" });
     command.arg(if forgotten { *text } else { hash });
-    let common = part.as_ref().map(|part| &part.common);
-    let keys = common.map_or_else(Vec::new, |common| in_common(&words[0].tag, common.bill));
+    let keys = common.as_ref().map_or_else(Vec::new, |common| in_common(&words[0].tag, common.bill));
     command.arg(keys.len() + calls().map(|(call, _)| call.keys).sum::<usize>()).arg(keys);
     for (call, _) in calls() {
         for key in arguments(&call.own).take(call.keys) {
@@ -200,7 +205,7 @@ pub(super) fn together(words: &[&Word], forgotten: bool) -> Cmd {
             command.arg(argument);
         }
         // Each part has as many arguments.
-        if is_again || call.part.is_some() {
+        if is_again || call.common.is_some() {
             command.arg(if is_again { AGAIN } else { "" });
         }
     }
