@@ -25,6 +25,7 @@ use pixfleet_tests::{
     redis_sets::{Cluster, Sentinels, master_and_replica},
     servers::{fresh_name, redis_url},
 };
+use redis::{AsyncCommands, aio::ConnectionLike};
 use tokio::{runtime::Runtime, time::timeout};
 
 const OK: Tally = Tally { ok: 1, cached: 0, rejected: 0, dead: 0, cancelled: 0, ambiguous: 0 };
@@ -173,32 +174,63 @@ async fn a_question_that_nobody_waits_for_leaves_no_intent_and_no_claim() {
     assert_eq!(recalled, [Recalled::Claimed]);
 }
 
+/// A script of the ledger, to be called as no process would.
+macro_rules! text {
+    ($file:literal) => {
+        concat!(
+            include_str!("../../shared/src/fleet/redis/state.lua"),
+            include_str!(concat!("../../shared/src/fleet/redis/", $file))
+        )
+    };
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_intent_that_arrives_after_it_was_taken_back_is_not_recorded() {
-    macro_rules! script {
-        ($file:literal) => {
-            redis::Script::new(concat!(
-                include_str!("../../shared/src/fleet/redis/state.lua"),
-                include_str!(concat!("../../shared/src/fleet/redis/", $file))
-            ))
-        };
-    }
-    let (depart, answered) = (script!("depart.lua"), script!("answered.lua"));
+    let (depart, answered) =
+        (redis::Script::new(text!("depart.lua")), redis::Script::new(text!("answered.lua")));
     let connection = connection(&redis_url()).await;
-    let [batch, dead, shard, payload, bill] =
-        ["", "d", "j", "c", "bill"].map(|part| format!("{{late}}{part}"));
+    let [batch, dead, calls, bill, shard] = ["", "d", "c", "bill", "j"].map(|part| format!("{{late}}{part}"));
     let departs = async |number: u64| {
-        let mut script = depart.key(&[&batch, &dead, &shard, &payload]);
+        let mut script = depart.key(&[&batch, &dead, &calls, &shard]);
         script.arg("process").arg(60).arg("job").arg(0).arg("call").arg(number).arg(60_000).arg("{}").arg("");
         script.invoke_async::<Vec<Vec<String>>>(&mut connection.clone()).await.unwrap().remove(0).remove(0)
     };
     assert_eq!(departs(1).await, "clear");
-    let mut taken_back = answered.key(&[&batch, &dead, &bill, &shard, &payload]);
+    let mut taken_back = answered.key(&[&batch, &dead, &calls, &bill, &shard]);
     taken_back.arg("process").arg(60).arg("untold").arg("job").arg(0).arg("call").arg(3);
     taken_back.arg("").arg("").arg("").arg("");
     taken_back.invoke_async::<()>(&mut connection.clone()).await.unwrap();
     assert_eq!(departs(2).await, "over", "it comes late");
     assert_eq!(departs(4).await, "clear", "it was said later");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_that_can_not_be_stored_hears_so_though_the_others_complete_their_batch() {
+    let connection = connection(&redis_url()).await;
+    let mut redis = connection.clone();
+    let [batch, dead, calls, sound, wrong, hands] =
+        ["", "d", "c", "sound", "wrong", "hands"].map(|part| format!("{{complete}}{part}"));
+    let _: () = redis.hset_multiple(&batch, &[("expected", 1), ("closed", 1)]).await.unwrap();
+    let _: () = redis.set(&wrong, "no hash").await.unwrap();
+    let mut settled = redis::cmd("EVAL");
+    settled.arg(text!("settled.lua")).arg(7).arg(&[&batch, &dead, &calls, &sound, &hands, &wrong, &hands]);
+    settled.arg("process").arg(60);
+    for job in ["first", "second"] {
+        settled.arg(job).arg(0).arg("done").arg("1,0,0,0,0,0").arg("");
+    }
+    let mut both = redis::Pipeline::new();
+    both.add_command(settled);
+    let redis::Value::Array(answers) = redis.req_packed_commands(&both, 0, 1).await.unwrap().remove(0) else {
+        panic!("no answers")
+    };
+    let [complete, refused] = &answers[..] else { panic!("{answers:?}") };
+    assert!(
+        matches!(complete, redis::Value::Array(known) if !known.is_empty()),
+        "the news is lost: {complete:?}"
+    );
+    assert!(matches!(refused, redis::Value::ServerError(_)), "nobody would say it again: {refused:?}");
+    let counted: u64 = redis.hget(&batch, "total").await.unwrap();
+    assert_eq!(counted, 1, "what is not stored is counted");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,22 +2,33 @@
 -- still be on its way; or lost, where nobody will hear the answer any more. What was answered goes on the bill of its day, each
 -- call once.
 --
--- KEYS  the batch, its dead letters, the batch's part of the day's bill; of each call: the job's shard, the call's payload
+-- KEYS  the batch, its dead letters, its calls, its part of the day's bill; of each call: the job's shard
 -- ARGV  process, time to keep (s); of each call: what, job, turn, call, number of the word, tally, what follows, lines of the bill
 --       (each what it costs and its name), `again` where it may have been said before, or nothing
 -- Returns  of each call {'over'} where it was paid for and comes too late, else {'stands'}
-local batch, dead, bill = KEYS[1], KEYS[2], KEYS[3]
+local batch, dead, calls, bill = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local token, ttl = ARGV[1], tonumber(ARGV[2])
 local stands, over = {'stands'}, {'over'}
 -- How many calls are new on the bill, by their lines: most have the same. For free, and paid.
 local free, paid = {}, {}
 
 local function answered(key, argument)
-  local shard, payload = KEYS[key + 1], KEYS[key + 2]
-  local what, id, turn = ARGV[argument + 1], ARGV[argument + 2], tonumber(ARGV[argument + 3])
-  local call, n, lines = ARGV[argument + 4], tonumber(ARGV[argument + 5]), ARGV[argument + 8]
-  local again = ARGV[argument + 9] == 'again'
-  local state = read(shard, id)
+  local shard = KEYS[key + 1]
+  local what, id, turn = ARGV[argument + 1], ARGV[argument + 2], ARGV[argument + 3]
+  local call, lines = ARGV[argument + 4], ARGV[argument + 8]
+  local stored = redis.call('HGET', shard, id)
+  -- Most were paid for on the job's first turn, and are under way. Of those the shard's time was seen to when they left.
+  local open = '0 O ' .. turn .. ' '
+  if what == 'paid' and stored and string.sub(stored, 1, #open) == open then
+    redis.call('HSET', shard, id, '0 A ' .. turn .. ' ' .. call .. ' ' .. ARGV[argument + 6])
+    said_of[id] = ARGV[argument + 7]
+    paid[lines] = (paid[lines] or 0) + 1
+    return stands
+  end
+
+  local n, again = tonumber(ARGV[argument + 5]), ARGV[argument + 9] == 'again'
+  local state = parse(stored)
+  turn = tonumber(turn)
   local news, late = false, false
 
   if what == 'paid' then
@@ -31,7 +42,7 @@ local function answered(key, argument)
       -- Of a call that is under way, the shard's time was seen to when it left.
       local shard_ttl = state.kind ~= 'O' and ttl or nil
       write(shard, id, shard_ttl, string.format('%.0f A %.0f %s %s', state.floor, turn, call, ARGV[argument + 6]))
-      redis.call('SET', payload, ARGV[argument + 7], 'EX', ttl)
+      said_of[id] = ARGV[argument + 7]
       news = true
     end
   elseif what == 'lost' then
@@ -40,7 +51,7 @@ local function answered(key, argument)
     end
   elseif state.kind == 'O' and state.turn == turn and state.token == token and state.call == call and state.n <= n then
     write_floor(shard, id, ttl, state.floor)
-    redis.call('DEL', payload)
+    said_of[id] = false
     state.kind, state.turn = nil, nil
     news = what == 'free'
   end
@@ -55,7 +66,8 @@ local function answered(key, argument)
   return late and over or stands
 end
 
-local answers = each(3, 2, 9, answered)
+local answers = each(4, 1, 9, answered)
+write_said(calls, ttl)
 -- By field of the bill, what is added to it.
 local billed = {}
 
@@ -65,15 +77,15 @@ local function add(field, number)
   end
 end
 
-for lines, calls in pairs(free) do
+for lines, times in pairs(free) do
   for _, name in string.gmatch(lines, '(%d+) ([^\n]+)') do
-    add('f' .. name, calls)
+    add('f' .. name, times)
   end
 end
-for lines, calls in pairs(paid) do
+for lines, times in pairs(paid) do
   for cost, name in string.gmatch(lines, '(%d+) ([^\n]+)') do
-    add('c' .. name, calls)
-    add('m' .. name, tonumber(cost) * calls)
+    add('c' .. name, times)
+    add('m' .. name, tonumber(cost) * times)
   end
 end
 for field, number in pairs(billed) do

@@ -45,8 +45,9 @@ impl Drop for Unsaid<'_> {
 impl RedisLedger {
     pub(super) async fn take_up_job(&self, job: &Job) -> Result<TakenUp, LedgerError> {
         let (batch, id) = (&job.batch, job.id);
-        let keys = [self.keys.shard(batch, id), self.keys.payload(batch, id), self.keys.hands(batch, id)];
+        let keys = [self.keys.calls(batch), self.keys.shard(batch, id), self.keys.hands(batch, id)];
         let word = Word::script(&self.link.scripts.take_up, &keys)
+            .of_job(id)
             .arg(&id.to_bytes()[..])
             .arg(job.turn())
             .arg(&*self.token)
@@ -66,7 +67,7 @@ impl RedisLedger {
     pub(super) async fn depart_call(&self, intent: &Intent) -> Result<Known, LedgerError> {
         let mut unheard = Unsaid { ledger: self, intent: Some(intent) };
         let (batch, id) = (&intent.batch, intent.job);
-        let keys = [self.keys.shard(batch, id), self.keys.payload(batch, id)];
+        let keys = [self.keys.shard(batch, id)];
         let word = Word::part(&self.link.scripts.depart, self.in_common(None), id, &keys)
             .arg(&id.to_bytes()[..])
             .arg(intent.turn)
@@ -125,7 +126,7 @@ impl RedisLedger {
     /// What became of a call.
     fn became(&self, what: &str, intent: &Intent) -> Word {
         let (batch, id) = (&intent.batch, intent.job);
-        let keys = [self.keys.shard(batch, id), self.keys.payload(batch, id)];
+        let keys = [self.keys.shard(batch, id)];
         let common = self.in_common(Some(bill::day(intent)));
         Word::part(&self.link.scripts.answered, common, id, &keys)
             .arg(what)
@@ -143,8 +144,7 @@ impl RedisLedger {
         let Mark { job, batch, turn, tally, end } = mark;
         self.told.forget(*job, *turn);
         self.index_batch(batch);
-        let keys =
-            [self.keys.shard(batch, *job), self.keys.payload(batch, *job), self.keys.hands(batch, *job)];
+        let keys = [self.keys.shard(batch, *job), self.keys.hands(batch, *job)];
         let end = match end {
             End::Done => "done",
             End::Again => "again",
@@ -163,12 +163,13 @@ impl RedisLedger {
         let keys = [
             self.keys.batch(batch),
             self.keys.dead(batch),
+            self.keys.calls(batch),
             self.keys.shard(batch, id),
-            self.keys.payload(batch, id),
             self.keys.hands(batch, id),
         ];
         let closed = Word::plain("SADD", &self.keys.closed()).arg(batch.as_str());
         let word = Word::script(&self.link.scripts.reopen, &keys)
+            .of_job(id)
             .arg(&id.to_bytes()[..])
             .arg(job.turn())
             .arg(self.ttl.as_secs());

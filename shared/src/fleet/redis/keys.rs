@@ -31,9 +31,9 @@ impl Keys {
         format!("{{{}:b:{batch}}}:j:{:03x}", self.0, u16::from_be_bytes([first, second]) >> 4).into_bytes()
     }
 
-    /// The intent of a job's call, or what follows from its answer.
-    pub(super) fn payload(&self, batch: &BatchName, job: Id) -> Vec<u8> {
-        [&*self.batch(batch), b":c:", &job.to_bytes()].concat()
+    /// Of its jobs' calls, the intents of those that are under way, and what follows from the answers of those that are not settled.
+    pub(super) fn calls(&self, batch: &BatchName) -> Vec<u8> {
+        [&*self.batch(batch), b":c"].concat()
     }
 
     /// The processes that have a job in hand which was lent before.
@@ -91,11 +91,12 @@ impl Keys {
     }
 }
 
-/// The keys that the calls of a batch's jobs have in common: the batch, its dead letters, and the bill of a day. `tag` is theirs.
+/// The keys that all parts of a script have in common: the batch, its dead letters, its calls, and its bill of a day. `tag` is
+/// theirs.
 pub(super) fn in_common(tag: &[u8], bill: Option<Date>) -> Vec<Vec<u8>> {
     let of = |rest: &str| [b"{", tag, b"}", rest.as_bytes()].concat();
     let bill = bill.map(|day| of(&format!(":bill:{day}")));
-    [of(""), of(":d")].into_iter().chain(bill).collect()
+    [of(""), of(":d"), of(":c")].into_iter().chain(bill).collect()
 }
 
 /// What of a key decides where a cluster keeps it.
@@ -118,13 +119,12 @@ mod tests {
         assert_eq!(keys.shard(&batch, job), b"{fleet:b:spring}:j:aba");
         let day = jiff::civil::date(2026, 11, 26);
         assert!(keys.bill(&batch, day).ends_with(b"}:bill:2026-11-26"));
-        for key in
-            [keys.batch(&batch), keys.payload(&batch, job), keys.hands(&batch, job), keys.bill(&batch, day)]
-        {
+        for key in [keys.batch(&batch), keys.calls(&batch), keys.hands(&batch, job), keys.bill(&batch, day)] {
             assert_eq!(tag(&key), b"fleet:b:spring");
         }
-        let common = in_common(tag(&keys.payload(&batch, job)), Some(day));
-        assert_eq!(common, [keys.batch(&batch), keys.dead(&batch), keys.bill(&batch, day)]);
+        let common = in_common(tag(&keys.shard(&batch, job)), Some(day));
+        let named = [keys.batch(&batch), keys.dead(&batch), keys.calls(&batch), keys.bill(&batch, day)];
+        assert_eq!(common, named);
         assert_eq!(tag(b"fleet:days"), b"fleet:days");
         assert_eq!(tag(b"a{}b"), b"a{}b");
     }

@@ -9,6 +9,8 @@
 --   <floor> U <token> <n>                         words of this process, up to this number, were not heard, and must not be done late
 --   <floor> D                                     the job is a dead letter; what it counts as is in the batch's hash of those,
 --                                                 which is kept longer than states are
+-- Of a call that is under way its intent, and of one that was answered what follows, is a field of the batch's hash of calls, under
+-- the same 16 bytes.
 -- Batches, dead letters and bills are kept for so many seconds without use: KEPT_DAYS of bill.rs.
 local KEPT = 400 * 86400
 local KINDS = {'ok', 'cached', 'rejected', 'dead', 'cancelled', 'ambiguous'}
@@ -24,8 +26,7 @@ local function keep(key, ttl)
   end
 end
 
-local function read(shard, id)
-  local stored = redis.call('HGET', shard, id)
+local function parse(stored)
   if not stored then
     return {floor = 0}
   elseif stored == '0' then
@@ -51,6 +52,10 @@ local function read(shard, id)
   return state
 end
 
+local function read(shard, id)
+  return parse(redis.call('HGET', shard, id))
+end
+
 -- Without a `ttl` where that was seen to a moment ago.
 local function write(shard, id, ttl, stored)
   if stored == nil then
@@ -68,9 +73,37 @@ local function write_floor(shard, id, ttl, floor)
   write(shard, id, ttl, floor > 0 and text(floor) or nil)
 end
 
--- What stands against a call of this turn: nothing (nil), or what is to be answered. A payload that is gone is as old as
--- all that is forgotten.
-local function against(state, turn, payload)
+-- What this call of a script stores of jobs in the batch's hash of calls, by job; false: what is taken out of it. Of all jobs it
+-- is written at once, because each command that a script calls costs as much as all else that it does.
+local said_of = {}
+
+-- Writes some thousand fields in a few commands: Lua's stack takes no more at once.
+local function in_parts(command, key, arguments)
+  for first = 1, #arguments, 1000 do
+    redis.call(command, key, unpack(arguments, first, math.min(first + 999, #arguments)))
+  end
+end
+
+-- Writes what is said of jobs.
+local function write_said(calls, ttl)
+  local set, gone = {}, {}
+  for id, said in pairs(said_of) do
+    if said then
+      set[#set + 1], set[#set + 2] = id, said
+    else
+      gone[#gone + 1] = id
+    end
+  end
+  in_parts('HDEL', calls, gone)
+  if #set > 0 then
+    in_parts('HSET', calls, set)
+    keep(calls, ttl)
+  end
+end
+
+-- What stands against a call of this turn: nothing (nil), or what is to be answered. A call whose intent is gone is as old
+-- as all that is forgotten.
+local function against(state, turn, calls, id)
   if turn < state.floor then
     return {'over'}
   end
@@ -80,7 +113,10 @@ local function against(state, turn, payload)
   if state.turn > turn then
     return {'over'}
   end
-  local said = redis.call('GET', payload)
+  local said = said_of[id]
+  if said == nil then
+    said = redis.call('HGET', calls, id)
+  end
   if not said then
     return nil
   elseif state.kind == 'A' then

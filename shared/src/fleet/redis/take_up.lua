@@ -1,9 +1,9 @@
 -- A job that was lent before is in a process' hands.
 --
--- KEYS  the job's shard, the call's payload, who has the job in hand
+-- KEYS  the batch's calls, the job's shard, who has the job in hand
 -- ARGV  job, turn, process, time to keep (s)
 -- Returns  what stands against a call of its turn, or {'clear'}; and every other process that has it in hand
-local shard, payload, hands = KEYS[1], KEYS[2], KEYS[3]
+local calls, shard, hands = KEYS[1], KEYS[2], KEYS[3]
 local token, ttl = ARGV[3], tonumber(ARGV[4])
 local others = {}
 for _, other in ipairs(redis.call('SMEMBERS', hands)) do
@@ -13,4 +13,4 @@ for _, other in ipairs(redis.call('SMEMBERS', hands)) do
 end
 redis.call('SADD', hands, token)
 redis.call('EXPIRE', hands, ttl)
-return {against(read(shard, ARGV[1]), tonumber(ARGV[2]), payload) or {'clear'}, others}
+return {against(read(shard, ARGV[1]), tonumber(ARGV[2]), calls, ARGV[1]) or {'clear'}, others}
