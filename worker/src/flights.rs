@@ -2,38 +2,40 @@
 //! hear of its end at once.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use pixfleet_shared::id::Id;
 use tokio::sync::watch;
 
-/// The keys that jobs of this process are about at this moment, so that only one of them asks the fleet for each.
+/// The keys that jobs of this process are about at this moment, so that only one of them asks the fleet for each. Most are of one
+/// job only: what others wait on is made when there is another.
 #[derive(Debug, Default)]
-pub(crate) struct Flights(Mutex<HashMap<Id, watch::Receiver<()>>>);
+pub(crate) struct Flights(Mutex<HashMap<Id, Option<watch::Sender<()>>>>);
 
 /// One job's turn at a key, until it is dropped.
 pub(crate) struct Flight<'a> {
     flights: &'a Flights,
     key: Id,
-    /// Whoever waits sees it dropped, once the key is free.
-    _over: watch::Sender<()>,
 }
 
 impl Flights {
     /// The turn at `key`, or what changes when the job that has it is done.
     pub(crate) fn take(&self, key: Id) -> Result<Flight<'_>, watch::Receiver<()>> {
         let mut keys = self.lock();
-        if let Some(other) = keys.get(&key) {
-            return Err(other.clone());
+        match keys.entry(key) {
+            Entry::Occupied(mut other) => {
+                Err(other.get_mut().get_or_insert_with(|| watch::channel(()).0).subscribe())
+            }
+            Entry::Vacant(free) => {
+                free.insert(None);
+                Ok(Flight { flights: self, key })
+            }
         }
-        let (over, seen) = watch::channel(());
-        keys.insert(key, seen);
-        Ok(Flight { flights: self, key, _over: over })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Id, watch::Receiver<()>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Id, Option<watch::Sender<()>>>> {
         // Nothing panics while it is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -41,7 +43,9 @@ impl Flights {
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        self.flights.lock().remove(&self.key);
+        // Whoever waits sees it dropped, once the key is free.
+        let over = self.flights.lock().remove(&self.key);
+        drop(over);
     }
 }
 

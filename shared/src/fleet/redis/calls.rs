@@ -1,6 +1,9 @@
 //! What is said of calls and turns, as words, and what is heard of them.
 
-use std::{fmt::Display, time::Duration};
+use std::{
+    fmt::{Display, Write},
+    time::Duration,
+};
 
 use jiff::civil::Date;
 use redis::Value;
@@ -180,7 +183,12 @@ impl RedisLedger {
 
 /// A tally as the scripts read it.
 fn counts(tally: &Tally) -> String {
-    tally.named().map(|(_, count)| count.to_string()).join(",")
+    let [first, rest @ ..] = tally.named().map(|(_, count)| count);
+    rest.iter().fold(first.to_string(), |mut counts, count| {
+        // A text is never full.
+        let _ = write!(counts, ",{count}");
+        counts
+    })
 }
 
 /// Enough of a call's id to tell it from the others of its job.

@@ -98,7 +98,7 @@ async fn say(
             }
         }
     });
-    futures_util::future::join_all(said).await.concat()
+    futures_util::future::join_all(said).await.into_iter().flatten().collect()
 }
 
 /// Words that are one command: a single one, or parts of a script.
