@@ -13,6 +13,11 @@
 --          {2, now} where its windows are not those of now
 --          {0, now, lost, nb, come back (0 when slots were booked), why, probe, mj, n, counts, slots}
 --          why: the limit's number, -1 a hold-off, -2 a probe; counts: start, end, used and next of each quota
+-- Said here, where every process asks first, and not where an earlier server stumbles over a command of the ledger.
+if not redis.REDIS_VERSION then
+  return redis.error_reply('ERR pixfleet needs Redis 7.0 or later, and this server is an earlier one')
+end
+
 local key = KEYS[1]
 local horizon, step, lead = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local doubt, keep_ms, rev, measured = ARGV[4] == '1', tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
