@@ -234,6 +234,31 @@ async fn a_turn_that_can_not_be_stored_hears_so_though_the_others_complete_their
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_settled_job_leaves_nothing_of_its_call_and_of_who_had_it_in_hand() {
+    let (config, name) = (config(&redis_url()), fresh_name("left"));
+    let engine = fleet(&config, 1).await.remove(0);
+    let (ledger, job) = (engine.ledger(), job(&name, 1));
+    let mut redis = connection(&redis_url()).await;
+    let mut left = async || {
+        let keys: Vec<Vec<u8>> = redis.keys(format!("*b:{name}}}:*")).await.unwrap();
+        let ends =
+            keys.iter().map(|key| String::from_utf8_lossy(key).rsplit_once("}:").unwrap().1[..1].to_owned());
+        let mut ends: Vec<String> = ends.collect();
+        ends.sort();
+        ends.concat()
+    };
+    ledger.take_up(&job).await.unwrap();
+    assert_eq!(ledger.depart(&intent(&job)).await.unwrap(), Known::Clear);
+    assert_eq!(left().await, "cjt", "its intent, its state, and who has it in hand");
+    ledger.answered(&intent(&job), Answered::Paid(settlement(&job)));
+    ledger.flush().await;
+    assert_eq!(left().await, "bcjt", "and the bill");
+    ledger.settled(mark(&job, End::Done));
+    ledger.flush().await;
+    assert_eq!(left().await, "bj");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn words_share_round_trips() {
     let (config, name) = (config(&redis_url()), fresh_name("trips"));
     let engine = fleet(&config, 1).await.remove(0);

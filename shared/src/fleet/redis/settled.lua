@@ -64,9 +64,7 @@ end
 
 local answers = each(3, 2, 5, settled)
 write_said(calls, ttl)
-if #gone > 0 then
-  in_parts('DEL', table.remove(gone), gone)
-end
+in_parts(gone, function(...) redis.call('DEL', ...) end)
 local counted = {}
 for tally, times in pairs(turns) do
   for kind, number in pairs(numbers(tally)) do

@@ -77,10 +77,10 @@ end
 -- is written at once, because each command that a script calls costs as much as all else that it does.
 local said_of = {}
 
--- Writes some thousand fields in a few commands: Lua's stack takes no more at once.
-local function in_parts(command, key, arguments)
+-- Gives some thousand arguments to `work`, in parts: Lua's stack takes no more at once. Pairs stay together.
+local function in_parts(arguments, work)
   for first = 1, #arguments, 1000 do
-    redis.call(command, key, unpack(arguments, first, math.min(first + 999, #arguments)))
+    work(unpack(arguments, first, math.min(first + 999, #arguments)))
   end
 end
 
@@ -94,9 +94,9 @@ local function write_said(calls, ttl)
       gone[#gone + 1] = id
     end
   end
-  in_parts('HDEL', calls, gone)
+  in_parts(gone, function(...) redis.call('HDEL', calls, ...) end)
   if #set > 0 then
-    in_parts('HSET', calls, set)
+    in_parts(set, function(...) redis.call('HSET', calls, ...) end)
     keep(calls, ttl)
   end
 end
